@@ -1,0 +1,58 @@
+"""What a scrub needs of a copy: read it, in bulk and precisely, and say where it is zero.
+
+A reader belongs to one thread at a time. It never writes. `quiesce` is the barrier of the design's invariant 9: after
+it returns nothing that this reader asked for is outstanding, so a drain in the daemon cannot wait for us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from qorumctl.core.ranges import Range
+from qorumctl.core.vote import Observation
+
+CHUNK_BYTES = 1 << 20
+"""One request of a bulk read. QEMU's NBD server takes up to 32 MiB; 1 MiB keeps the processor's cache warm across
+three copies, and costs a thirtieth of the memory."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A piece of a bulk read. `data` has the range's length and is only valid until the next chunk is asked for.
+
+    `failed`: the copy answered this read with an I/O error; `data` then means nothing.
+    """
+
+    range: Range
+    data: bytearray
+    failed: bool = False
+
+
+class CopyReader(Protocol):
+    """Reads one copy. Every call raises CopyUnavailableError when the copy does not answer within its deadline,
+    or its connection is gone; a sector that the copy cannot read is not an error but part of the answer."""
+
+    @property
+    def name(self) -> str:
+        """The copy's name, `a`."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def stream(self, ranges: Sequence[Range]) -> AbstractContextManager[Iterator[Chunk]]:
+        """Reads the ranges in order, several requests ahead, in chunks of at most CHUNK_BYTES cut at its multiples.
+
+        Leaving the context early stops reading ahead and waits for what was asked for.
+        """
+
+    def observe(self, at: Range) -> Observation:
+        """One precise read. Where it fails it is halved down to the sectors that cannot be read."""
+
+    def zero_ranges(self, within: Range) -> list[Range]:
+        """The parts of `within` that read as zero by block status, without reading them."""
+
+    def close(self) -> None:
+        """Idempotent; also usable from another thread to break off a read that hangs."""

@@ -1,0 +1,107 @@
+"""Byte ranges of a disk: split, merge, intersect, subtract, align. Offsets and lengths are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+SECTOR_BYTES = 512
+"""The unit of the vote: the smallest thing a disk writes atomically, and the granularity of QEMU's block layer."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """`length` bytes from `offset`. Never empty."""
+
+    offset: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.length <= 0:
+            raise ValueError(f"not a range: {self.offset}:{self.length}")
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+    def overlaps(self, other: Range) -> bool:
+        return self.offset < other.end and other.offset < self.end
+
+    def contains(self, other: Range) -> bool:
+        return self.offset <= other.offset and other.end <= self.end
+
+    def shifted(self, by_bytes: int) -> Range:
+        return Range(self.offset + by_bytes, self.length)
+
+
+def between(start: int, end: int) -> Range:
+    return Range(start, end - start)
+
+
+def total_bytes(ranges: Iterable[Range]) -> int:
+    return sum(r.length for r in ranges)
+
+
+def coalesce(ranges: Iterable[Range]) -> list[Range]:
+    """The same bytes as sorted ranges that neither overlap nor touch."""
+    merged: list[Range] = []
+    for r in sorted(ranges):
+        if merged and r.offset <= merged[-1].end:
+            if r.end > merged[-1].end:
+                merged[-1] = between(merged[-1].offset, r.end)
+        else:
+            merged.append(r)
+    return merged
+
+
+def intersect(left: Iterable[Range], right: Iterable[Range]) -> list[Range]:
+    """The bytes that lie in both."""
+    a, b = coalesce(left), coalesce(right)
+    found: list[Range] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        start, end = max(a[i].offset, b[j].offset), min(a[i].end, b[j].end)
+        if start < end:
+            found.append(between(start, end))
+        if a[i].end < b[j].end:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def subtract(left: Iterable[Range], right: Iterable[Range]) -> list[Range]:
+    """The bytes of `left` that do not lie in `right`."""
+    holes = coalesce(right)
+    rest: list[Range] = []
+    first = 0
+    for r in coalesce(left):
+        at = r.offset
+        while first < len(holes) and holes[first].end <= at:
+            first += 1
+        i = first
+        while i < len(holes) and holes[i].offset < r.end:
+            if at < holes[i].offset:
+                rest.append(between(at, holes[i].offset))
+            at = max(at, holes[i].end)
+            i += 1
+        if at < r.end:
+            rest.append(between(at, r.end))
+    return rest
+
+
+def split(ranges: Iterable[Range], most_bytes: int) -> Iterator[Range]:
+    """The same ranges, cut where their offset is a multiple of `most_bytes`, so that pieces stay aligned."""
+    for r in ranges:
+        at = r.offset
+        while at < r.end:
+            end = min(r.end, (at // most_bytes + 1) * most_bytes)
+            yield between(at, end)
+            at = end
+
+
+def align(r: Range, unit_bytes: int, size_bytes: int) -> Range:
+    """The smallest range of whole units that contains `r`, cut at the disk's end."""
+    start = r.offset // unit_bytes * unit_bytes
+    end = min(size_bytes, -(-r.end // unit_bytes) * unit_bytes)
+    return between(start, end)

@@ -1,0 +1,152 @@
+"""What programs read about sets: state, copies, and the answers of the commands that change them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from qorumctl.model.report import Document, RunSummary
+from qorumctl.model.spec import SetSpec
+
+
+class SetState(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DAMAGED = "damaged"
+    STALLED = "stalled"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class CopyState(StrEnum):
+    CURRENT = "current"
+    SUSPECT = "suspect"
+    STALE = "stale"
+    MISSING = "missing"
+    STALLED = "stalled"
+    OFFLINE = "offline"
+    """The set is stopped: nobody looked."""
+
+
+class CopyStatus(Document):
+    """Counts come from this set's own history of scrubs: a storage daemon counts nothing."""
+
+    name: str
+    source: str
+    state: CopyState
+    outvoted: int = Field(description="findings in which this copy was outvoted")
+    unreadable: int = Field(description="findings in which this copy could not be read")
+    repaired: int
+    note: str | None = None
+
+
+class RunningScrub(Document):
+    run: int
+    mode: Literal["report", "repair"]
+    position: int
+    pid: int | None
+
+
+class SetStatus(Document):
+    set: str
+    uuid: str
+    state: SetState
+    reason: str | None = Field(description="one sentence, null when healthy")
+    size: int
+    threshold: int
+    policy: Literal["repair", "report"]
+    pid: int | None
+    volume: str | None = Field(description="the NBD URI guests use, while the set runs")
+    definition_differs: bool = Field(description="the definition was changed since the set was started")
+    scrub: RunningScrub | None
+    last_scrub: RunSummary | None
+    unrepaired: int = Field(description="findings of the newest completed look at each range that are still open")
+    copies: list[CopyStatus]
+
+
+class StatusReport(Document):
+    schema_: Literal["qorum.status/1"] = Field("qorum.status/1", alias="schema")
+    sets: list[SetStatus]
+
+
+class SetListing(Document):
+    name: str
+    state: SetState
+    size: int | None
+    copies: int | None
+    error: str | None = None
+
+
+class ListReport(Document):
+    schema_: Literal["qorum.list/1"] = Field("qorum.list/1", alias="schema")
+    sets: list[SetListing]
+
+
+class ShowReport(Document):
+    schema_: Literal["qorum.show/1"] = Field("qorum.show/1", alias="schema")
+    definition: SetSpec
+    definition_path: str
+    state_directory: str
+    runtime_directory: str
+
+
+class CheckItem(Document):
+    """One thing that was looked at. `remedy` stands where `ok` is false."""
+
+    subject: str
+    ok: bool
+    detail: str
+    remedy: str | None = None
+
+
+class CheckReport(Document):
+    schema_: Literal["qorum.check/1"] = Field("qorum.check/1", alias="schema")
+    set: str
+    ok: bool
+    items: list[CheckItem]
+
+
+class DoctorReport(Document):
+    schema_: Literal["qorum.doctor/1"] = Field("qorum.doctor/1", alias="schema")
+    ok: bool
+    items: list[CheckItem]
+
+
+class Result(Document):
+    """The answer of a command that changes a set. `changed` is false when there was nothing to do."""
+
+    schema_: Literal["qorum.result/1"] = Field("qorum.result/1", alias="schema")
+    set: str
+    command: str
+    changed: bool
+    state: SetState | None = None
+    warnings: list[str] = []
+    recovery: int | None = Field(None, description="the run that scrubbed an unclean set before its volume was exported")
+
+
+class AttachReport(Document):
+    schema_: Literal["qorum.attach/1"] = Field("qorum.attach/1", alias="schema")
+    set: str
+    uri: str
+    qemu: list[str] = Field(description="arguments for qemu-system-*")
+    libvirt: str = Field(description="a <disk> element")
+
+
+class QmpReport(Document):
+    schema_: Literal["qorum.qmp/1"] = Field("qorum.qmp/1", alias="schema")
+    set: str
+    command: str
+    result: Any
+
+
+class ErrorReport(Document):
+    schema_: Literal["qorum.error/1"] = Field("qorum.error/1", alias="schema")
+    code: str
+    message: str
+    remedy: str | None = None
+    set: str | None = None
+    copy_: str | None = Field(None, alias="copy")
+    path: str | None = None
+    exit_code: int
