@@ -6,12 +6,12 @@ it returns nothing that this reader asked for is outstanding, so a drain in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from qorumctl.core.ranges import Range
+from qorumctl.core.ranges import SECTOR_BYTES, Range, between, coalesce
 from qorumctl.core.vote import Observation
 
 CHUNK_BYTES = 1 << 20
@@ -56,3 +56,30 @@ class CopyReader(Protocol):
 
     def close(self) -> None:
         """Idempotent; also usable from another thread to break off a read that hangs."""
+
+
+def observe_by_halving(read: Callable[[Range], bytes | bytearray | None], at: Range) -> Observation:
+    """One precise read by means of `read`, which gives exactly the bytes asked for, or None for an I/O error.
+
+    What fails is halved, at sectors counted from the range's start, down to single sectors: one bad sector costs two
+    reads for each halving, and a range of which nothing can be read two reads for each of its sectors. A request that
+    fails whole but not in its parts (a transient error) leaves nothing unreadable. What `read` raises passes through.
+    """
+    data = bytearray()
+    unreadable: list[Range] = []
+    pending = [at]
+    while pending:
+        part = pending.pop()
+        answer = read(part)
+        if answer is not None:
+            if len(answer) != part.length:
+                raise ValueError(f"asked for {part.length} bytes at {part.offset}, got {len(answer)}")
+            data += answer
+        elif part.length <= SECTOR_BYTES:
+            data += bytes(part.length)
+            unreadable.append(part.shifted(-at.offset))
+        else:
+            sectors = -(-part.length // SECTOR_BYTES)
+            middle = part.offset + sectors // 2 * SECTOR_BYTES
+            pending += [between(middle, part.end), between(part.offset, middle)]
+    return Observation(data, tuple(coalesce(unreadable)))
