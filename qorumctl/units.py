@@ -11,7 +11,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
 
-_FACTORS = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
+_FACTORS: dict[str, int] = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 # qemu-img, dd and truncate read these letters as powers of two; so do the people who type them here.
 _FACTORS |= {letter: _FACTORS[f"{letter}iB"] for letter in "KMGT"}
 _BY_LOWER_CASE = {name.lower(): factor for name, factor in _FACTORS.items()}
@@ -32,7 +32,7 @@ def parse_size(text: str | int) -> int:
     if match is None or factor is None:
         raise UsageError(f"'{text}' is not a size.", remedy="Use bytes, or a number with KiB, MiB, GiB or TiB.")
     whole, fraction = int(match[1]), match[2] or ""
-    scaled, rest = divmod(int(fraction or "0") * factor, 10 ** len(fraction))
+    scaled, rest = divmod(int(fraction or "0") * factor, int(10 ** len(fraction)))
     if rest:
         raise UsageError(f"'{text}' is not a whole number of bytes.", remedy="Use bytes, KiB, MiB, GiB or TiB.")
     return whole * factor + scaled
@@ -54,7 +54,9 @@ def format_size(size_bytes: int) -> str:
             value = size_bytes / factor
             if size_bytes % factor == 0:
                 return f"{size_bytes // factor} {name}"
-            return f"{value:.2f} {name}" if value < 10 else f"{value:.1f} {name}" if value < 100 else f"{value:.0f} {name}"
+            return (
+                f"{value:.2f} {name}" if value < 10 else f"{value:.1f} {name}" if value < 100 else f"{value:.0f} {name}"
+            )
     return f"{size_bytes} B"
 
 

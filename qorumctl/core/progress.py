@@ -11,7 +11,7 @@ _WINDOW_S = 20.0
 
 @dataclass(slots=True)
 class Progress:
-    """Positions on a disk of `size_bytes`. `position_bytes` counts what is behind the cursor, skipped holes included."""
+    """Positions on a disk of `size_bytes`. `position_bytes`: all behind the cursor, skipped holes included."""
 
     size_bytes: int
     position_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -54,40 +55,44 @@ def coalesce(ranges: Iterable[Range]) -> list[Range]:
     return merged
 
 
+class RangeSet:
+    """Many ranges, asked about one at a time in logarithmic time: a batch of thousands must not cost its square."""
+
+    def __init__(self, ranges: Iterable[Range]) -> None:
+        self.ranges = coalesce(ranges)
+        self._ends = [r.end for r in self.ranges]
+
+    def parts_of(self, r: Range) -> Iterator[Range]:
+        """The parts of `r` that lie in the set, in order."""
+        i = bisect_right(self._ends, r.offset)
+        while i < len(self.ranges) and self.ranges[i].offset < r.end:
+            yield between(max(r.offset, self.ranges[i].offset), min(r.end, self.ranges[i].end))
+            i += 1
+
+    def rest_of(self, r: Range) -> Iterator[Range]:
+        """The parts of `r` that do not lie in the set, in order."""
+        at = r.offset
+        for part in self.parts_of(r):
+            if at < part.offset:
+                yield between(at, part.offset)
+            at = part.end
+        if at < r.end:
+            yield between(at, r.end)
+
+    def touches(self, r: Range) -> bool:
+        return next(self.parts_of(r), None) is not None
+
+
 def intersect(left: Iterable[Range], right: Iterable[Range]) -> list[Range]:
     """The bytes that lie in both."""
-    a, b = coalesce(left), coalesce(right)
-    found: list[Range] = []
-    i = j = 0
-    while i < len(a) and j < len(b):
-        start, end = max(a[i].offset, b[j].offset), min(a[i].end, b[j].end)
-        if start < end:
-            found.append(between(start, end))
-        if a[i].end < b[j].end:
-            i += 1
-        else:
-            j += 1
-    return found
+    wanted = RangeSet(right)
+    return [part for r in coalesce(left) for part in wanted.parts_of(r)]
 
 
 def subtract(left: Iterable[Range], right: Iterable[Range]) -> list[Range]:
     """The bytes of `left` that do not lie in `right`."""
-    holes = coalesce(right)
-    rest: list[Range] = []
-    first = 0
-    for r in coalesce(left):
-        at = r.offset
-        while first < len(holes) and holes[first].end <= at:
-            first += 1
-        i = first
-        while i < len(holes) and holes[i].offset < r.end:
-            if at < holes[i].offset:
-                rest.append(between(at, holes[i].offset))
-            at = max(at, holes[i].end)
-            i += 1
-        if at < r.end:
-            rest.append(between(at, r.end))
-    return rest
+    unwanted = RangeSet(right)
+    return [part for r in coalesce(left) for part in unwanted.rest_of(r)]
 
 
 def split(ranges: Iterable[Range], most_bytes: int) -> Iterator[Range]:

@@ -50,13 +50,13 @@ def _absolute(path: str) -> str:
 def check_set_name(name: str) -> str:
     """Returns the name. ValueError says what a name may be."""
     if not SET_NAME.fullmatch(name):
-        raise ValueError(f"'{name}' cannot name a set: use 1 to 32 of a-z, 0-9, '_' and '-', not beginning with '_' or '-'")
+        raise ValueError(f"'{name}' cannot name a set: use 1 to 32 of a-z, 0-9, '_', '-', a letter or digit first")
     return name
 
 
 def _copy_name(name: str) -> str:
     if not COPY_NAME.fullmatch(name):
-        raise ValueError(f"'{name}' cannot name a copy: use 1 to 12 of a-z, 0-9, '_' and '-', not beginning with '_' or '-'")
+        raise ValueError(f"'{name}' cannot name a copy: use 1 to 12 of a-z, 0-9, '_', '-', a letter or digit first")
     if name.endswith("-file"):
         raise ValueError(f"'{name}' cannot name a copy: '-file' at its end is used for nodes")
     return name
@@ -215,7 +215,8 @@ class SetSpec(Strict):
             raise ValueError(f"a set has 3, 5, 7 or 9 copies, not {count}: with an even number a vote can be tied")
         if not strict_majority(count) <= self.threshold <= count:
             raise ValueError(
-                f"threshold {self.threshold} is no strict majority of {count} copies: use {strict_majority(count)} to {count}"
+                f"threshold {self.threshold} is no strict majority of {count} copies: "
+                f"use {strict_majority(count)} to {count}"
             )
         names = [copy.name for copy in self.copies]
         if twice := sorted({name for name in names if names.count(name) > 1}):

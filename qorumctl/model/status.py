@@ -122,8 +122,8 @@ class Result(Document):
     command: str
     changed: bool
     state: SetState | None = None
-    warnings: list[str] = []
-    recovery: int | None = Field(None, description="the run that scrubbed an unclean set before its volume was exported")
+    warnings: list[str] = Field(default_factory=list)
+    recovery: int | None = Field(None, description="the run that scrubbed an unclean set before its volume went up")
 
 
 class AttachReport(Document):

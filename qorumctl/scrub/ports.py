@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NewType, Protocol
 
-from qorumctl.core.ranges import Range
 from qorumctl.core.findings import Checkpoint, Finding
+from qorumctl.core.ranges import Range
 
 Watch = NewType("Watch", str)
 """A record of where guests write, from its opening to its freezing (in the daemon: a dirty bitmap on the fence)."""

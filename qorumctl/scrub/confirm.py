@@ -1,0 +1,79 @@
+"""Confirmation (invariant 5): which suspects are damage, and which were only writes in flight.
+
+    open a watch on guest writes     the daemon drains: every earlier write has reached all copies
+    read the suspects from each copy
+    freeze the watch                 it drains again: what was in flight during the reads has completed and is marked
+    ask which ranges were written
+    a range that differs and was not written is damage
+
+Every step runs with nothing of ours outstanding: a drain waits for each request that the daemon has begun to receive
+or answer, so one of ours, unread, would hold up every guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qorumctl.copies.base import CopyReader
+from qorumctl.core.ranges import SECTOR_BYTES, Range, RangeSet, between, intersect, split
+from qorumctl.scrub.evidence import ObservedRun, cut, examine
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import Fence, Supervisor, Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one confirmation proved of the suspects: `damaged` differ and were not written; `busy` differ and were
+    written while we looked; all else is equal. `written_before`: of the suspects, what the earlier watch had seen."""
+
+    damaged: list[ObservedRun]
+    busy: list[Range]
+    written_before: list[Range]
+
+
+class Confirmer:
+    def __init__(self, readers: Sequence[CopyReader], fence: Fence, plan: ScrubPlan, supervisor: Supervisor) -> None:
+        self._readers = readers
+        self._fence = fence
+        self._plan = plan
+        self._supervisor = supervisor
+
+    def confirm(self, suspects: Sequence[Range], *, earlier: Watch | None = None) -> Round:
+        """One round over all suspects at once. `earlier`: an open watch, frozen at the same instant as this round's."""
+        self._supervisor.suspend_if_requested()
+        self._ask_for_a_sign_of_life()
+        asked = RangeSet(suspects)
+        watch = self._fence.open_watch(drain=True)
+        try:
+            runs = [run for window in self._windows(asked.ranges) for run in self._observe(window)]
+            self._fence.freeze([watch] if earlier is None else [earlier, watch])
+            differing = [part for run in runs for part in cut(run, asked.parts_of(run.range))]
+            # Nothing differs: there is nothing to excuse, so nobody needs to know what was written.
+            written = self._fence.written(watch, [run.range for run in differing]) if differing else []
+            written_before = self._fence.written(earlier, suspects) if earlier is not None else []
+        finally:
+            self._fence.forget([watch])
+        excused = RangeSet(written)
+        damaged = [part for run in differing for part in cut(run, excused.rest_of(run.range))]
+        busy = intersect((run.range for run in differing), written)
+        return Round(damaged, busy, written_before)
+
+    def _ask_for_a_sign_of_life(self) -> None:
+        """A copy that hangs would block the drain, and with it every guest; a read has a deadline."""
+        for reader in self._readers:
+            reader.observe(Range(0, SECTOR_BYTES))
+
+    def _windows(self, suspects: Sequence[Range]) -> list[Range]:
+        """Few requests: suspects that lie close together are read together."""
+        windows: list[Range] = []
+        for r in suspects:
+            if windows and r.offset - windows[-1].end <= self._plan.tuning.gap_bytes:
+                windows[-1] = between(windows[-1].offset, r.end)
+            else:
+                windows.append(r)
+        return [piece for window in windows for piece in split([window], self._plan.tuning.confirm_bytes)]
+
+    def _observe(self, window: Range) -> list[ObservedRun]:
+        self._supervisor.suspend_if_requested()
+        return examine(window, {reader.name: reader.observe(window) for reader in self._readers}, self._plan)

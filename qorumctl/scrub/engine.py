@@ -1,0 +1,206 @@
+"""The engine: one scrub from its checkpoint to its end. Synchronous, single-threaded, and ignorant of who serves it.
+
+The walk of a chunk: scan (all copies side by side, memcmp) -> where they differ, vote per sector: suspects ->
+confirmation (both drains) -> findings -> on record as pending -> heal -> verification -> on record, checkpoint moved.
+A crash at any point repeats at most one segment: what was on record is neither lost nor recorded twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from qorumctl.copies.base import CopyReader
+from qorumctl.core.diagnosis import Diagnosis, Kind
+from qorumctl.core.findings import Action, Checkpoint, Finding, Source
+from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subtract
+from qorumctl.core.vote import Outvoted
+from qorumctl.scrub.confirm import Confirmer
+from qorumctl.scrub.evidence import ObservedRun, cut, findings_of
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import Clock, Fence, Journal, StopReason, Supervisor, Watch
+from qorumctl.scrub.repair import Repairer
+from qorumctl.scrub.scan import Scanner, Segment
+
+
+class Scrub:
+    """`run` scans what is left of the plan. Raises what readers and fence raise; the checkpoint then stands where the
+    last finished segment ended."""
+
+    def __init__(
+        self,
+        readers: Sequence[CopyReader],
+        fence: Fence,
+        journal: Journal,
+        supervisor: Supervisor,
+        clock: Clock,
+        plan: ScrubPlan,
+    ) -> None:
+        self._readers = readers
+        self._fence = fence
+        self._journal = journal
+        self._supervisor = supervisor
+        self._plan = plan
+        self._scanner = Scanner(readers, plan, supervisor, clock)
+        self._confirmer = Confirmer(readers, fence, plan, supervisor)
+        self._repairer = Repairer(self._confirmer, fence, plan, supervisor)
+        self._settled = list(plan.settled)
+        start = max(plan.within.offset, plan.checkpoint.cursor_bytes)
+        self._checkpoint = replace(plan.checkpoint, cursor_bytes=start)
+
+    def run(self) -> StopReason | None:
+        """None: everything was looked at. Otherwise why it stopped early; the run can be resumed."""
+        self._settle_pending()
+        while self._checkpoint.cursor_bytes < self._plan.within.end:
+            if reason := self._pause():
+                return reason
+            self._scan_segment()
+        return self._look_at_busy_again()
+
+    def _pause(self) -> StopReason | None:
+        self._supervisor.suspend_if_requested()
+        return self._supervisor.stop_requested()
+
+    def _settle_pending(self) -> None:
+        """Findings whose repair a crash interrupted: look first, heal only what a fresh vote still outvotes."""
+        if self._plan.pending:
+            done, busy = self._repairer.repair(dict(self._plan.pending), just_confirmed=False)
+            self._settle(done, replace(self._checkpoint, busy=tuple(coalesce([*self._checkpoint.busy, *busy]))))
+            # The segment is scanned again: what stays damaged is on record, what was repaired may be damaged anew.
+            self._settled += [f.range for f in done.values() if f.action is not Action.REPAIRED]
+
+    def _scan_segment(self) -> None:
+        """Scan, confirm, repair, and move the checkpoint.
+
+        A watch is open from before the first read, without a drain: every write that is not on all copies by then has
+        yet to complete, and so will be marked. It tells damage that a guest's read repaired from a write in flight.
+        """
+        watch = self._fence.open_watch(drain=False)
+        try:
+            segment = self._leave_open_end(self._scanner.scan(self._checkpoint.cursor_bytes))
+            self._supervisor.moved(segment.end, 0, len(segment.suspects))
+            suspects = subtract(segment.suspects, self._settled)
+            if suspects:
+                self._confirm_segment(segment, suspects, watch)
+            else:
+                self._journal.record([], self._advance(segment))
+        finally:
+            self._fence.forget([watch])
+
+    def _leave_open_end(self, segment: Segment) -> Segment:
+        """Suspects that reach the segment's end may go on in the next one: they are left to it, so that one run of
+        damage is one finding. Not when that would be the whole segment: then the next could not move either."""
+        last = segment.suspects[-1] if segment.suspects else None
+        if (
+            last is None
+            or last.end != segment.end
+            or segment.end == self._plan.within.end
+            or last.offset == segment.start
+        ):
+            return segment
+        segment.end = last.offset
+        segment.scanned_bytes -= last.length
+        segment.suspects.pop()
+        kept = RangeSet([between(segment.start, segment.end)])
+        segment.runs = [part for run in segment.runs for part in cut(run, kept.parts_of(run.range))]
+        return segment
+
+    def _confirm_segment(self, segment: Segment, suspects: list[Range], watch: Watch) -> None:
+        first = self._confirmer.confirm(suspects, earlier=watch)
+        findings = [f for run in first.damaged for f in findings_of(run, self._plan)]
+        findings += self._gone_unwritten(segment, first.damaged, first.busy, first.written_before)
+        busy = first.busy
+        for _ in range(self._plan.tuning.busy_rounds):
+            if not busy:
+                break
+            again = self._confirmer.confirm(busy)
+            findings += [f for run in again.damaged for f in findings_of(run, self._plan)]
+            busy = again.busy
+        self._conclude(findings, self._advance(segment, suspects=len(suspects), busy=busy))
+
+    def _gone_unwritten(
+        self, segment: Segment, damaged: list[ObservedRun], busy: list[Range], written: list[Range]
+    ) -> list[Finding]:
+        """What differed in the scan, is equal now and was not written: a guest's read repaired it, or, where the daemon
+        rewrites nothing, a copy returned something else for a moment."""
+        explained = RangeSet([*(run.range for run in damaged), *busy, *written, *self._settled])
+        found = []
+        for run in segment.runs:
+            if not isinstance(run.verdict, Outvoted):
+                continue
+            for part in cut(run, explained.rest_of(run.range)):
+                if self._plan.rewriting:
+                    found += findings_of(part, self._plan, source=Source.GUEST_READ)
+                else:
+                    transient = Diagnosis(Kind.TRANSIENT)
+                    found += [
+                        replace(f, action=Action.LEFT, diagnosis=transient) for f in findings_of(part, self._plan)
+                    ]
+        return found
+
+    def _conclude(self, findings: list[Finding], checkpoint: Checkpoint) -> None:
+        """Puts findings on record, repairs what is pending, and moves the checkpoint."""
+        findings.sort(key=lambda f: f.range)
+        if any(f.action is Action.PENDING for f in findings):
+            ids = self._journal.begin_repair(findings)
+            recorded = dict(zip(ids, findings, strict=True))
+            pending = {i: f for i, f in recorded.items() if f.action is Action.PENDING}
+            done, busy = self._repairer.repair(pending, just_confirmed=True)
+            if busy:
+                checkpoint = replace(checkpoint, busy=tuple(coalesce([*checkpoint.busy, *busy])))
+            self._settle(done, checkpoint)
+        else:
+            self._journal.record(findings, checkpoint)
+            self._checkpoint = checkpoint
+
+    def _settle(self, done: dict[int, Finding], checkpoint: Checkpoint) -> None:
+        self._journal.settle(list(done.items()), checkpoint)
+        self._checkpoint = checkpoint
+
+    def _look_at_busy_again(self) -> StopReason | None:
+        """What guests wrote again and again: confirm, at last read it once through the fence and confirm once more.
+
+        The fenced read waits its turn among the guest's writes, so it sees them whole. Where it could rewrite by the
+        votes of a stale copy, or where nothing may be rewritten, it is not made.
+        """
+        for batch in list(self._batches(self._checkpoint.busy)):
+            if reason := self._pause():
+                return reason
+            busy, findings = batch, list[Finding]()
+            for attempt in range(self._plan.tuning.final_busy_rounds):
+                last = attempt == self._plan.tuning.final_busy_rounds - 1
+                if last and self._plan.repair and not self._plan.stale:
+                    for piece in split(busy, self._plan.tuning.heal_bytes):
+                        self._fence.heal(piece)
+                again = self._confirmer.confirm(busy)
+                findings += [f for run in again.damaged for f in findings_of(run, self._plan)]
+                busy = again.busy
+                if not busy:
+                    break
+            left = [*subtract(self._checkpoint.busy, batch), *busy]
+            self._conclude(findings, replace(self._checkpoint, busy=tuple(coalesce(left))))
+        return None
+
+    def _batches(self, ranges: Sequence[Range]) -> Iterator[list[Range]]:
+        tuning = self._plan.tuning
+        batch: list[Range] = []
+        for piece in split(ranges, tuning.heal_bytes):
+            batch.append(piece)
+            if len(batch) >= tuning.confirm_ranges or len(batch) * tuning.heal_bytes >= tuning.confirm_bytes:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _advance(self, segment: Segment, *, suspects: int = 0, busy: Sequence[Range] = ()) -> Checkpoint:
+        before = self._checkpoint
+        return Checkpoint(
+            cursor_bytes=segment.end,
+            scanned_bytes=before.scanned_bytes + segment.scanned_bytes,
+            skipped_bytes=before.skipped_bytes + segment.end - segment.start - segment.scanned_bytes,
+            read_bytes={
+                reader.name: before.read_bytes.get(reader.name, 0) + segment.scanned_bytes for reader in self._readers
+            },
+            suspects=before.suspects + suspects,
+            busy=tuple(coalesce([*before.busy, *busy])),
+        )

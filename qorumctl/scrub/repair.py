@@ -1,0 +1,91 @@
+"""Repair (invariants 2, 3, 6): heal what was outvoted by reading it through the fence, then prove it by reading it
+directly. QEMU ignores rewrite errors and reports none, so only the copies' own words count.
+
+Interleavings considered, each with a test: the guest writes the range before, during or after the heal (the heal is a
+serialising request, the verification has a watch of its own: a range written meanwhile is looked at again, never
+"failed"); the rewrite fails silently (the verification sees it, the heal is repeated, then the finding is `failed`);
+we are killed anywhere (findings are on record as pending before the first heal; a resumed run looks before it heals);
+a copy is damaged or goes stale in between (each heal follows a fresh vote in which `threshold` current copies agree).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qorumctl.core.findings import Action, Finding
+from qorumctl.core.ranges import Range, RangeSet, intersect, split
+from qorumctl.core.vote import NoMajority, Outvoted
+from qorumctl.scrub.confirm import Confirmer, Round
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import Fence, Supervisor
+
+
+@dataclass(slots=True)
+class _Patient:
+    finding: Finding
+    heals: int = 0
+    to_heal: list[Range] = field(default_factory=list)
+
+
+class Repairer:
+    def __init__(self, confirmer: Confirmer, fence: Fence, plan: ScrubPlan, supervisor: Supervisor) -> None:
+        self._confirmer = confirmer
+        self._fence = fence
+        self._plan = plan
+        self._supervisor = supervisor
+
+    def repair(
+        self, findings: Mapping[int, Finding], *, just_confirmed: bool
+    ) -> tuple[dict[int, Finding], list[Range]]:
+        """Heals and verifies. Returns each finding in its final form, by id, and what guests kept writing.
+
+        `just_confirmed`: a vote of this moment stands behind the findings; else each is voted on before it is healed.
+        """
+        patients = {i: _Patient(f, to_heal=[f.range] if just_confirmed else []) for i, f in findings.items()}
+        done: dict[int, Finding] = {}
+        busy: list[Range] = []
+        for _ in range(self._plan.tuning.repair_rounds):
+            for patient in patients.values():
+                self._heal(patient)
+            looked_at = self._confirmer.confirm([p.finding.range for p in patients.values()])
+            busy = looked_at.busy
+            wrong, hopeless, unknown = _sort_out(looked_at)
+            for i, patient in list(patients.items()):
+                action = self._judge(patient, wrong, hopeless, unknown)
+                if action is not None:
+                    done[i] = patient.finding.settled(action)
+                    del patients[i]
+            if not patients:
+                return done, []
+        # Guests have overwritten these throughout, so what was damaged is gone; what is there now nobody could prove.
+        done |= {i: patient.finding.settled(Action.LEFT) for i, patient in patients.items()}
+        return done, [part for p in patients.values() for part in intersect([p.finding.range], busy)]
+
+    def _heal(self, patient: _Patient) -> None:
+        if not patient.to_heal:
+            return
+        for piece in split(patient.to_heal, self._plan.tuning.heal_bytes):
+            self._supervisor.suspend_if_requested()
+            self._fence.heal(piece)
+        patient.heals += 1
+        patient.to_heal = []
+
+    def _judge(self, patient: _Patient, wrong: RangeSet, hopeless: RangeSet, unknown: RangeSet) -> Action | None:
+        """The finding's end, or None when it has to be looked at again."""
+        at = patient.finding.range
+        if hopeless.touches(at):
+            return Action.LEFT if patient.heals == 0 else Action.FAILED
+        if patient.heals < self._plan.tuning.heal_attempts:
+            patient.to_heal = list(wrong.parts_of(at))
+        elif wrong.touches(at):
+            return Action.FAILED
+        return None if patient.to_heal or unknown.touches(at) else Action.REPAIRED
+
+
+def _sort_out(looked_at: Round) -> tuple[RangeSet, RangeSet, RangeSet]:
+    """What is still outvoted, what has lost its majority, and what guests wrote meanwhile. A sector that some copy
+    cannot read is none of these: QEMU leaves such a copy out of the vote and does not rewrite it."""
+    outvoted = [r.range for r in looked_at.damaged if isinstance(r.verdict, Outvoted) and r.verdict.losers]
+    hopeless = [r.range for r in looked_at.damaged if isinstance(r.verdict, NoMajority)]
+    return RangeSet(outvoted), RangeSet(hopeless), RangeSet(looked_at.busy)

@@ -1,0 +1,139 @@
+"""The scan: reads all copies side by side and notes where they differ. What it notes is suspect, not yet damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from qorumctl.copies.base import CopyReader
+from qorumctl.core.ranges import SECTOR_BYTES, Range, between, coalesce, intersect, subtract, total_bytes
+from qorumctl.core.vote import Observation
+from qorumctl.errors import CopyUnavailableError
+from qorumctl.scrub.evidence import ObservedRun, examine
+from qorumctl.scrub.pacing import Pacer
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import Clock, Supervisor
+
+
+@dataclass(slots=True)
+class Segment:
+    """What lies between two checkpoints. `end`: where the scan stopped, early when it was cut."""
+
+    start: int
+    end: int
+    scanned_bytes: int = 0
+    suspects: list[Range] = field(default_factory=list)
+    runs: list[ObservedRun] = field(default_factory=list)
+    """What the copies said where they differed: evidence, should a guest's read repair it before it is confirmed."""
+
+
+class Scanner:
+    """Reads segments of the disk. Holds no request outstanding between two calls."""
+
+    def __init__(self, readers: Sequence[CopyReader], plan: ScrubPlan, supervisor: Supervisor, clock: Clock) -> None:
+        self._readers = readers
+        self._plan = plan
+        self._supervisor = supervisor
+        self._clock = clock
+        self._pacer = Pacer(plan.rate_bytes_per_s, clock, supervisor.wants_quiet)
+
+    def scan(self, start: int) -> Segment:
+        """Scans from `start` until a segment's worth of data, time or suspects, or until someone wants quiet."""
+        tuning = self._plan.tuning
+        end, pieces = self._data_from(start)
+        segment = Segment(start, end)
+        deadline_s = self._clock.now_s() + tuning.segment_s
+        failing: dict[str, list[Range]] = {reader.name: [] for reader in self._readers}
+        with ExitStack() as stack:
+            streams = [stack.enter_context(reader.stream(pieces)) for reader in self._readers]
+            for chunks in zip(*streams, strict=True):
+                at = chunks[0].range
+                first = chunks[0].data
+                if any(chunk.failed or chunk.data != first for chunk in chunks):
+                    observations = {
+                        reader.name: Observation(chunk.data, (between(0, at.length),) if chunk.failed else ())
+                        for reader, chunk in zip(self._readers, chunks, strict=True)
+                    }
+                    self._note(segment, at, observations)
+                segment.scanned_bytes += at.length
+                self._supervisor.moved(at.end, at.length, len(segment.suspects))
+                for reader, chunk in zip(self._readers, chunks, strict=True):
+                    failing[reader.name] = [*failing[reader.name], at] if chunk.failed else []
+                if self._is_full(segment, deadline_s) or any(len(f) >= tuning.failing_chunks for f in failing.values()):
+                    segment.end = at.end
+                    break
+                self._pacer.spend(at.length)
+        # Every stream is closed, nothing is outstanding: from here on the daemon may drain.
+        self._give_up_on_the_dead(failing)
+        segment.suspects = coalesce(segment.suspects)
+        return segment
+
+    def _note(self, segment: Segment, at: Range, observations: Mapping[str, Observation]) -> None:
+        runs = examine(at, observations, self._plan)
+        segment.runs += [run for run in runs if not run.verdict.unreadable]
+        segment.suspects += [run.range for run in runs]
+
+    def _is_full(self, segment: Segment, deadline_s: float) -> bool:
+        tuning = self._plan.tuning
+        return (
+            self._clock.now_s() >= deadline_s
+            or len(segment.suspects) >= tuning.confirm_ranges
+            or (bool(segment.suspects) and total_bytes(segment.suspects) >= tuning.confirm_bytes)
+            or self._supervisor.wants_quiet()
+        )
+
+    def _data_from(self, start: int) -> tuple[int, list[Range]]:
+        """Where the segment ends at the latest, and the ranges in it that not every copy reports as zero."""
+        tuning, limit = self._plan.tuning, self._plan.within.end
+        if self._plan.thorough:
+            end = min(limit, start + tuning.segment_bytes)
+            return end, [between(start, end)]
+        pieces: list[Range] = []
+        at, deadline_s = start, self._clock.now_s() + tuning.segment_s
+        while at < limit and total_bytes(pieces) < tuning.segment_bytes and self._clock.now_s() < deadline_s:
+            window = between(at, min(limit, at + tuning.zero_window_bytes))
+            zero = [window]
+            for reader in self._readers:
+                zero = list(self._worth_skipping(intersect(zero, reader.zero_ranges(window))))
+                if not zero:
+                    break
+            pieces += subtract([window], zero)
+            at = window.end
+            if self._supervisor.wants_quiet():
+                break
+        pieces = coalesce(pieces)
+        return self._cut(at, pieces)
+
+    def _worth_skipping(self, ranges: Sequence[Range]) -> Iterator[Range]:
+        for r in ranges:
+            start, end = -(-r.offset // SECTOR_BYTES) * SECTOR_BYTES, r.end
+            if end != self._plan.size_bytes:
+                end = end // SECTOR_BYTES * SECTOR_BYTES
+            if end - start >= self._plan.tuning.zero_least_bytes:
+                yield between(start, end)
+
+    def _cut(self, end: int, pieces: list[Range]) -> tuple[int, list[Range]]:
+        """No more than a segment's worth of data: windows with little data in them add up to more than one."""
+        room = self._plan.tuning.segment_bytes
+        for i, piece in enumerate(pieces):
+            if piece.length >= room:
+                cut = between(piece.offset, piece.offset + room)
+                rest = piece.length > room or i + 1 < len(pieces)
+                return (cut.end if rest else end), [*pieces[:i], cut]
+            room -= piece.length
+        return end, pieces
+
+    def _give_up_on_the_dead(self, failing: Mapping[str, list[Range]]) -> None:
+        """A copy that cannot read anything would be bisected sector by sector for days: say so instead."""
+        for reader in self._readers:
+            chunks = failing[reader.name]
+            if len(chunks) < self._plan.tuning.failing_chunks:
+                continue
+            probes = [Range(chunk.offset, min(SECTOR_BYTES, chunk.length)) for chunk in chunks]
+            if all(reader.observe(probe).unreadable for probe in probes):
+                raise CopyUnavailableError(
+                    f"Copy {reader.name} cannot read anything from offset {chunks[0].offset} to {chunks[-1].end}.",
+                    remedy="Bring its storage back, then scrub again: the run resumes where it was.",
+                    copy=reader.name,
+                )
