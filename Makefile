@@ -1,0 +1,45 @@
+# Everything here runs as it stands in a fresh checkout: each target first installs what it is missing (.ci/setup).
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv demo check test schemas clean
+
+PYTHON := .venv/bin/python
+# More than eight daemons at a time gain nothing and crowd a shared machine.
+TEST_JOBS ?= -n auto --maxprocesses 8
+TEST_ARGS ?=
+DEMO_ARGS ?=
+# Which qemu-storage-daemon the tests and the demo run; by default the one on PATH.
+ifdef QORUM_QSD
+export QORUM_QSD
+endif
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+	    printf '  make %-9s %s\n' "$$target" "$$text"; done
+
+venv: ## make .venv, and install the system packages that are missing
+	@.ci/setup test
+
+demo: ## run the main job on a real set in a temporary directory (DEMO_ARGS=--keep leaves it)
+	@.ci/setup run
+	.venv/bin/qorumctl demo $(DEMO_ARGS)
+
+check: ## ruff, mypy, schema drift, import direction
+	@.ci/setup check
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m qorumctl.model.schema --check schemas
+	$(PYTHON) -m pytest -q tests/test_project.py
+
+test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote' the tests)
+	@.ci/setup test
+	$(PYTHON) -m pytest $(TEST_JOBS) $(TEST_ARGS)
+
+schemas: ## write schemas/*.json anew from the models
+	@.ci/setup run
+	$(PYTHON) -m qorumctl.model.schema schemas
+
+clean: ## remove .venv and everything that was built
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
