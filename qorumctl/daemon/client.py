@@ -1,0 +1,158 @@
+"""One connection to one QMP monitor. The only module that imports qemu.qmp; none of its exceptions leaves here.
+
+Facts this rests on (qemu.qmp 0.0.6): `connect` has no timeout; a daemon's death raises ExecInterruptedError in flight
+and StateError later; the default event listener keeps every event for ever; cancelling `execute` cancels nothing in
+the daemon, its reply is dropped when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket as sockets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, StateError
+
+from qorumctl.errors import CommandError, DaemonError, DaemonGoneError, DaemonStalledError
+
+COMMAND_TIMEOUT_S = 60.0
+"""The deadline of a command that names none. Nothing we send takes a second on a healthy daemon; a copy that hangs
+can hold a drain for as long as its server or the kernel's TCP does, and then waiting longer helps nobody."""
+_CLOSE_TIMEOUT_S = 2.0
+_BACKLOG_RETRY_S = 0.02
+
+_log = logging.getLogger("qorumctl.qmp")
+_library_log = logging.getLogger("qemu.qmp")
+if _library_log.level == logging.NOTSET:
+    # It reports a daemon's death with tracebacks on stderr; we raise DaemonGoneError and say it in a sentence.
+    _library_log.setLevel(logging.CRITICAL + 1)
+
+
+class Monitor:
+    """An open monitor: `async with await Monitor.open(path) as monitor`. Concurrent `execute` calls are safe."""
+
+    def __init__(self, client: QMPClient, socket: Path) -> None:
+        self._client = client
+        self._socket = socket
+
+    @classmethod
+    async def open(cls, socket: Path, *, timeout_s: float = 5.0) -> Self:
+        """Connects and negotiates.
+
+        A monitor serves one client; a second one is queued in the socket's backlog and hangs. So: DaemonStalledError
+        after `timeout_s`. DaemonGoneError when nothing listens, DaemonError when it is not ours to open.
+        """
+        client = QMPClient()
+        # Its queue and its history grow without bound, and nobody here waits for events. It cannot be removed.
+        client.events.event_filter = lambda _event: False
+        try:
+            async with asyncio.timeout(timeout_s):
+                connected = await _connect(socket)
+                try:
+                    await client.connect(connected)
+                except BaseException:
+                    connected.close()
+                    raise
+        except TimeoutError:
+            raise DaemonStalledError(
+                f"The monitor {socket} did not answer within {timeout_s:g} s: "
+                "either the daemon hangs, or another client holds the monitor.",
+                remedy="Wait for the other command to end; if there is none, a copy of the set does not answer.",
+                path=str(socket),
+            ) from None
+        except ConnectError as error:
+            if isinstance(error.exc, EOFError | ConnectionError):
+                raise _gone(socket) from None
+            raise DaemonError(f"The monitor {socket} cannot be used: {error}.", path=str(socket)) from None
+        return cls(client, socket)
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """Runs one command and returns its reply; `timeout_s` None means COMMAND_TIMEOUT_S.
+
+        Raises CommandError (refused), DaemonGoneError (died), DaemonStalledError (the deadline; the daemon goes on
+        with the command, it may still take effect).
+        """
+        deadline_s = COMMAND_TIMEOUT_S if timeout_s is None else timeout_s
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(deadline_s):
+                reply = await self._client.execute(command, arguments)
+        except TimeoutError:
+            raise DaemonStalledError(
+                f"qemu-storage-daemon did not finish {command} within {deadline_s:g} s.",
+                remedy="A copy or a client does not answer and holds it up: look at the copies' storage.",
+                path=str(self._socket),
+            ) from None
+        except ExecuteError as error:
+            _log.debug("%s: refused: %s", command, error)
+            raise CommandError(command, error.error_class, str(error)) from None
+        except (ExecInterruptedError, StateError, ConnectionError):
+            raise _gone(self._socket, command) from None
+        except QMPError as error:
+            raise DaemonError(f"The answer to {command} makes no sense: {error}.", path=str(self._socket)) from None
+        if _log.isEnabledFor(logging.DEBUG):
+            taken_ms = (time.monotonic() - began_s) * 1e3
+            _log.debug("%s: %d bytes in %.1f ms", command, len(json.dumps(reply)), taken_ms)
+        return reply
+
+    async def close(self) -> None:
+        """Idempotent; never raises. Commands in flight end with DaemonGoneError."""
+        # disconnect() re-raises whatever ended the connection, and flushes, which a stalled daemon can hold up.
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._client.disconnect(), _CLOSE_TIMEOUT_S)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _connect(path: Path) -> sockets.socket:
+    """A connected socket. The caller sets the deadline."""
+    connected = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        connected.setblocking(False)
+        while True:
+            try:
+                connected.connect(str(path))
+            except BlockingIOError:
+                # The backlog is full. asyncio would take an unconnected socket for a connected one here.
+                await asyncio.sleep(_BACKLOG_RETRY_S)
+            else:
+                return connected
+    except BaseException as error:
+        connected.close()
+        if isinstance(error, FileNotFoundError | ConnectionError):
+            raise _gone(path) from None
+        if isinstance(error, PermissionError):
+            raise DaemonError(
+                f"The monitor {path} may not be opened by this user.",
+                remedy="Run the command as root, or as the user who started the set.",
+                path=str(path),
+            ) from None
+        if isinstance(error, OSError):
+            raise DaemonError(
+                f"The monitor {path} cannot be opened: {error.strerror or error}.", path=str(path)
+            ) from None
+        raise
+
+
+def _gone(socket: Path, command: str | None = None) -> DaemonGoneError:
+    during = f" while it ran {command}" if command else ""
+    return DaemonGoneError(
+        f"qemu-storage-daemon is gone{during}: its monitor {socket} does not answer.",
+        remedy="Start the set again; qsd.log beside the socket may say why it ended.",
+        path=str(socket),
+    )

@@ -1,0 +1,146 @@
+"""The block graph of a set as QMP arguments. Pure: a SetSpec in, dictionaries out. The names are a contract.
+
+volume (NBD, writable), heal (NBD, read-only)
+    fence       copy-on-read: makes each read serialise against writes, so vote-and-rewrite cannot lose one
+        quorum      the vote
+            copy-NAME       raw or qcow2, also exported read-only as copy-NAME
+                copy-NAME-file      file, host_device or nbd
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdEndpoint, NbdSource, SetSpec
+
+QmpArguments = dict[str, object]
+
+QUORUM = "quorum"
+FENCE = "fence"
+VOLUME = "volume"
+HEAL = "heal"
+COPY_PREFIX = "copy-"
+FILE_SUFFIX = "-file"
+TLS_PREFIX = "tls-"
+DEFAULT_TLS_DIRECTORY = "/etc/pki/qemu"
+"""Where libvirt and QEMU's documentation put client certificates. QEMU has no default and refuses without one."""
+
+
+def copy_node(name: str) -> str:
+    """The top node of a copy, and the id and name of its export."""
+    return f"{COPY_PREFIX}{name}"
+
+
+def file_node(name: str) -> str:
+    """The protocol node of a copy."""
+    return f"{COPY_PREFIX}{name}{FILE_SUFFIX}"
+
+
+def copy_of_node(node: str) -> str | None:
+    """`copy-a` -> `a`; None for any node that is not the top of a copy."""
+    if not node.startswith(COPY_PREFIX) or node.endswith(FILE_SUFFIX):
+        return None
+    return node.removeprefix(COPY_PREFIX)
+
+
+def tls_id(name: str) -> str:
+    return f"{TLS_PREFIX}{name}"
+
+
+def tls_object(copy: CopySpec) -> QmpArguments | None:
+    """`object-add` for a copy behind nbds://, None for any other."""
+    if not isinstance(copy.source, NbdSource) or not copy.source.endpoint.tls:
+        return None
+    return {
+        "qom-type": "tls-creds-x509",
+        "id": tls_id(copy.name),
+        "endpoint": "client",
+        "verify-peer": True,
+        "dir": copy.source.endpoint.tls_certificates or DEFAULT_TLS_DIRECTORY,
+    }
+
+
+def protocol_node(copy: CopySpec, *, read_only: bool) -> QmpArguments:
+    """`blockdev-add` of the node that reaches the storage."""
+    # auto-read-only would silently give a read-only copy that then misses every write.
+    node: QmpArguments = {"node-name": file_node(copy.name), "read-only": read_only, "auto-read-only": False}
+    match copy.source:
+        case FileSource(path=path):
+            return {**node, "driver": "file", "filename": path, "locking": "on", "cache": _cache(copy)}
+        case DeviceSource(path=path):
+            return {**node, "driver": "host_device", "filename": path, "cache": _cache(copy)}
+        case NbdSource() as source:
+            return {**node, **_nbd(copy.name, source.endpoint)}
+        case _:
+            assert_never(copy.source)
+
+
+def format_node(copy: CopySpec, *, read_only: bool) -> QmpArguments:
+    """`blockdev-add` of the node that the quorum, and the copy's export, sit on. The format is stated, never probed."""
+    node: QmpArguments = {
+        "node-name": copy_node(copy.name),
+        "driver": copy.source.format,
+        "file": file_node(copy.name),
+        "read-only": read_only,
+        "auto-read-only": False,
+    }
+    if copy.source.format == "qcow2":
+        # Otherwise QEMU opens whatever the image's header names.
+        node["backing"] = None
+    if not isinstance(copy.source, NbdSource):
+        node["cache"] = _cache(copy)
+    return node
+
+
+def quorum_node(spec: SetSpec) -> QmpArguments:
+    """`blockdev-add` of the vote. Never `blkverify`: it ends the whole daemon on the first mismatch."""
+    return {
+        "driver": "quorum",
+        "node-name": QUORUM,
+        "vote-threshold": spec.threshold,
+        "rewrite-corrupted": spec.policy == "repair",
+        "children": [copy_node(name) for name in spec.copy_names],
+    }
+
+
+def fence_node() -> QmpArguments:
+    """`blockdev-add` of the filter without which rewriting loses acknowledged writes (invariant 3)."""
+    return {"driver": "copy-on-read", "node-name": FENCE, "file": QUORUM}
+
+
+def export(name: str, node: str, *, writable: bool = False, bitmaps: Sequence[str] = ()) -> QmpArguments:
+    """`block-export-add` over NBD; the export's id is its NBD name."""
+    arguments: QmpArguments = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable}
+    if bitmaps:
+        arguments["bitmaps"] = list(bitmaps)
+    return arguments
+
+
+def copy_export(name: str) -> QmpArguments:
+    return export(copy_node(name), copy_node(name))
+
+
+def heal_export() -> QmpArguments:
+    return export(HEAL, FENCE)
+
+
+def volume_export() -> QmpArguments:
+    return export(VOLUME, FENCE, writable=True)
+
+
+def _cache(copy: CopySpec) -> QmpArguments:
+    return {"direct": copy.cache == "none", "no-flush": False}
+
+
+def _nbd(name: str, endpoint: NbdEndpoint) -> QmpArguments:
+    if endpoint.socket is not None:
+        server: QmpArguments = {"type": "unix", "path": endpoint.socket}
+    else:
+        server = {"type": "inet", "host": endpoint.host, "port": str(endpoint.port)}
+    node: QmpArguments = {"driver": "nbd", "server": server, "export": endpoint.export}
+    # A request on a lost connection fails at once. With a delay it would wait, and hold up all copies and each drain.
+    node["reconnect-delay"] = 0
+    if endpoint.tls:
+        node["tls-creds"] = tls_id(name)
+    return node

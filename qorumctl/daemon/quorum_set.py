@@ -1,0 +1,272 @@
+"""One set inside its daemon: open the copies, assemble the graph, export it, watch writes, take it apart.
+
+Nothing here remembers anything: each call asks the daemon what stands. So a later command finds its way after a crash
+of an earlier one. Nobody may have a request outstanding while a draining call runs (invariant 9).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qorumctl.daemon import copy_errors, graph
+from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.exports import delete_export, export_ids, wait_exports_gone
+from qorumctl.daemon.watches import WATCH_PREFIX, Watches, bitmaps_of
+from qorumctl.errors import CommandError, DaemonGoneError, DaemonStalledError, RefusedError
+from qorumctl.model.spec import CopySpec, SetSpec
+from qorumctl.units import format_exact_size
+
+DRAIN_TIMEOUT_S = 30.0
+"""A drain costs the slowest write in flight, usually milliseconds. Longer than this, a copy or a client hangs."""
+_CLAIM = "qorum-claim"
+_SETTING = re.compile(r'"(rewrite-corrupted|vote-threshold)": ?(true|false|\d+)')
+
+
+@dataclass(frozen=True, slots=True)
+class GraphState:
+    """What stands in the daemon. `copies`: the names of the quorum's children, in their order.
+
+    `nodes`: all our block nodes. `exports`: ids, those of watches included. `rewriting` and `threshold`: as the
+    running quorum has them; None without a quorum, or when QEMU cut its description short (very long paths).
+    """
+
+    copies: tuple[str, ...]
+    nodes: frozenset[str]
+    exports: frozenset[str]
+    watches: frozenset[str]
+    rewriting: bool | None
+    threshold: int | None
+
+    @property
+    def assembled(self) -> bool:
+        return {graph.QUORUM, graph.FENCE} <= self.nodes and graph.HEAL in self.exports
+
+    @property
+    def volume_exported(self) -> bool:
+        return graph.VOLUME in self.exports
+
+    @property
+    def empty(self) -> bool:
+        return not self.nodes and not self.exports
+
+
+class QuorumSet:
+    """Control of one set's graph. Errors: DaemonGoneError, DaemonStalledError after `drain_timeout_s`, and CommandError
+    from any call; others as named."""
+
+    def __init__(self, spec: SetSpec, monitor: Monitor, *, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+        self._spec = spec
+        self._monitor = monitor
+        self._timeout_s = drain_timeout_s
+        self._watches = Watches(monitor, drain_timeout_s=drain_timeout_s)
+
+    # -- the graph
+
+    async def open_copies(self, *, read_only: bool) -> dict[str, int]:
+        """Opens each copy and exports it, read-only, as `copy-NAME`. Returns name -> length in bytes.
+
+        With `read_only` False an image that another process uses is refused here, by name. Raises CopyError (of it
+        CopyUnavailableError) naming the copy. What was opened stays: `dissolve` rolls back.
+        """
+        for copy in self._spec.copies:
+            try:
+                await self._open(copy, read_only=read_only)
+            except CommandError as error:
+                raise copy_errors.explain(copy, error) from None
+            except DaemonStalledError:
+                raise copy_errors.silent(copy, self._timeout_s) from None
+        return await self._lengths()
+
+    async def assemble(self) -> None:
+        """Quorum, fence and the `heal` export over the opened copies.
+
+        Raises RefusedError before anything is added when a copy's length is not the set's size: QEMU aborts on a read
+        past the end of a shorter child.
+        """
+        lengths = await self._lengths()
+        for copy in self._spec.copies:
+            length = lengths.get(copy.name)
+            if length is None:
+                raise RefusedError(f"Copy {copy.name} is not open.", copy=copy.name, path=copy.source.label)
+            if length != self._spec.size:
+                raise RefusedError(
+                    f"Copy {copy.name} ({copy.source.label}) has {length} bytes, the set {self._spec.size} "
+                    f"({format_exact_size(self._spec.size)}).",
+                    remedy="Nothing was changed. Restore the copy's length, or correct the definition's size.",
+                    copy=copy.name,
+                    path=copy.source.label,
+                )
+        await self._run("blockdev-add", graph.quorum_node(self._spec))
+        await self._run("blockdev-add", graph.fence_node())
+        await self._run("block-export-add", graph.heal_export())
+
+    async def dissolve(self) -> None:
+        """Takes all of it away: exports (clients are cut off), fence, quorum, copies. Also whatever is half made."""
+        exports = await self._export_ids()
+        for export_id in exports:
+            await delete_export(self._monitor, export_id, force=True, timeout_s=self._timeout_s)
+        await wait_exports_gone(self._monitor, exports, timeout_s=self._timeout_s)
+        present = {node["node-name"] for node in await self._nodes()}
+        tops = sorted(node for node in present if graph.copy_of_node(node) is not None)
+        files = sorted(node for node in present if node.startswith(graph.COPY_PREFIX) and node not in tops)
+        for node in (_CLAIM, graph.FENCE, graph.QUORUM, *tops, *files):
+            if node in present:
+                await self._run("blockdev-del", {"node-name": node})
+        for credentials in await self._credentials():
+            await self._run("object-del", {"id": credentials})
+
+    async def quit(self) -> None:
+        """Asks the daemon to drain, flush and end. It may still run on return: `process.wait_gone` tells."""
+        try:
+            await self._run("quit")
+        except DaemonGoneError:
+            # It may end before it has answered.
+            return
+
+    # -- the volume
+
+    async def export_volume(self) -> None:
+        """The writable export that guests use. Idempotent."""
+        if graph.VOLUME not in await self._export_ids():
+            await self._run("block-export-add", graph.volume_export())
+
+    async def withdraw_volume(self, *, force: bool) -> None:
+        """Ends the volume's export and waits until it is gone. Idempotent.
+
+        RefusedError while a client is connected, unless `force` cuts it off.
+        """
+        try:
+            await delete_export(self._monitor, graph.VOLUME, force=force, timeout_s=self._timeout_s)
+        except CommandError as error:
+            if "in use" not in error.description:
+                raise
+            raise RefusedError(
+                f"A guest is connected to the volume of {self._spec.name}.",
+                remedy="Shut it down or detach the disk first; --force cuts it off.",
+                set_name=self._spec.name,
+            ) from None
+        await wait_exports_gone(self._monitor, [graph.VOLUME], timeout_s=self._timeout_s)
+
+    # -- write watches (see watches.py)
+
+    async def open_watch(self, name: str, *, drain: bool) -> None:
+        """Begins to record writes. With `drain`, every earlier write has reached all copies on return.
+
+        `name` begins with WATCH_PREFIX and is fresh.
+        """
+        await self._watches.open(name, drain=drain)
+
+    async def freeze(self, names: Sequence[str]) -> None:
+        """Drains and ends the records at one instant; on return each write that was in flight is marked."""
+        await self._watches.freeze(names)
+
+    async def publish(self, name: str) -> str:
+        """Exports a frozen watch, read-only, under its own name; returns the NBD meta context that holds it."""
+        return await self._watches.publish(name)
+
+    async def forget(self, names: Sequence[str]) -> None:
+        """Drops watches, exported or not, frozen or not, and their clients. Idempotent."""
+        await self._watches.forget(names)
+
+    async def sweep(self) -> frozenset[str]:
+        """Forgets every watch that a crashed command left behind. Returns their names."""
+        left = await self._watches.present()
+        await self._watches.forget(sorted(left))
+        return left
+
+    async def kick(self) -> None:
+        """An empty transaction: drains, and so lets a fenced read through that overlapping writes have starved."""
+        await self._watches.kick()
+
+    # -- looking
+
+    async def describe(self) -> GraphState:
+        """What stands. Sends no command that drains: it answers while guests work, and as long as the daemon can."""
+        nodes = await self._nodes()
+        exports = await self._export_ids()
+        settings = _settings(next((node for node in nodes if node["node-name"] == graph.QUORUM), None))
+        block_graph: dict[str, Any] = await self._run("x-debug-query-block-graph")
+        watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
+        rewriting, threshold = settings.get("rewrite-corrupted"), settings.get("vote-threshold")
+        return GraphState(
+            copies=_children(block_graph),
+            nodes=frozenset(node["node-name"] for node in nodes),
+            exports=frozenset(exports),
+            watches=frozenset(watches),
+            rewriting=None if rewriting is None else bool(rewriting),
+            threshold=None if threshold is None else int(threshold),
+        )
+
+    # -- details
+
+    async def _open(self, copy: CopySpec, *, read_only: bool) -> None:
+        if (credentials := graph.tls_object(copy)) is not None:
+            await self._run("object-add", credentials)
+        await self._run("blockdev-add", graph.protocol_node(copy, read_only=read_only))
+        await self._run("blockdev-add", graph.format_node(copy, read_only=read_only))
+        if not read_only:
+            await self._claim(copy)
+        await self._run("block-export-add", graph.copy_export(copy.name))
+
+    async def _claim(self, copy: CopySpec) -> None:
+        """Takes, and gives back, the image lock that the quorum will take.
+
+        A raw image is locked only when the quorum is added, and QEMU's error then does not say which child it means.
+        A quorum of this one copy asks for the same rights; no I/O goes through it.
+        """
+        await self._run(
+            "blockdev-add",
+            {
+                "driver": "quorum",
+                "node-name": _CLAIM,
+                "vote-threshold": 1,
+                "rewrite-corrupted": True,
+                "children": [graph.copy_node(copy.name)],
+            },
+        )
+        await self._run("blockdev-del", {"node-name": _CLAIM})
+
+    async def _lengths(self) -> dict[str, int]:
+        lengths = {node["node-name"]: node["image"]["virtual-size"] for node in await self._nodes()}
+        names = self._spec.copy_names
+        return {name: lengths[graph.copy_node(name)] for name in names if graph.copy_node(name) in lengths}
+
+    async def _nodes(self) -> list[dict[str, Any]]:
+        nodes: list[dict[str, Any]] = await self._run("query-named-block-nodes", {"flat": True})
+        return nodes
+
+    async def _export_ids(self) -> list[str]:
+        return await export_ids(self._monitor, timeout_s=self._timeout_s)
+
+    async def _credentials(self) -> list[str]:
+        try:
+            objects: list[dict[str, Any]] = await self._run("qom-list", {"path": "/objects"})
+        except CommandError as error:
+            # 7.2 makes /objects with the first object-add.
+            if "not found" not in error.description:
+                raise
+            return []
+        return [item["name"] for item in objects if item["name"].startswith(graph.TLS_PREFIX)]
+
+    async def _run(self, command: str, arguments: graph.QmpArguments | None = None) -> Any:
+        return await self._monitor.execute(command, arguments, timeout_s=self._timeout_s)
+
+
+def _children(block_graph: dict[str, Any]) -> tuple[str, ...]:
+    """The quorum's children as copy names. QEMU's child names are not stable: they only give the order."""
+    names = {node["id"]: node["name"] for node in block_graph["nodes"] if node["type"] == "block-driver"}
+    edges = [edge for edge in block_graph["edges"] if names.get(edge["parent"]) == graph.QUORUM]
+    edges.sort(key=lambda edge: int(edge["name"].rpartition(".")[2]))
+    copies = [graph.copy_of_node(names[edge["child"]]) for edge in edges]
+    return tuple(name for name in copies if name is not None)
+
+
+def _settings(quorum: dict[str, Any] | None) -> dict[str, Any]:
+    """What the quorum node was opened with. QEMU tells it only in the node's `json:` file name, cut at 4 KiB."""
+    if quorum is None:
+        return {}
+    return {key: json.loads(value) for key, value in _SETTING.findall(quorum["file"])}
