@@ -1,7 +1,7 @@
 """What a scrub needs of a copy: read it, in bulk and precisely, and say where it is zero.
 
-A reader belongs to one thread at a time. It never writes. `quiesce` is the barrier of the design's invariant 9: after
-it returns nothing that this reader asked for is outstanding, so a drain in the daemon cannot wait for us.
+A reader belongs to one thread at a time, and never writes. Outside a stream's context nothing that it asked for is
+outstanding: that is the barrier of invariant 9, so that a drain in the daemon never waits for us.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CopyReader(Protocol):
         """The parts of `within` that read as zero by block status, without reading them."""
 
     def close(self) -> None:
-        """Idempotent; also usable from another thread to break off a read that hangs."""
+        """Drops the connection, whatever is under way on it. Idempotent."""
 
 
 def observe_by_halving(read: Callable[[Range], bytes | bytearray | None], at: Range) -> Observation:

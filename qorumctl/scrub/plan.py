@@ -39,7 +39,7 @@ class Tuning:
     sample_bytes: int = 4 * KIB
     """Of each version kept as evidence."""
     failing_chunks: int = 16
-    """So many chunks in a row that a copy failed to read: it is asked for a sector of each, and given up if none comes."""
+    """So many chunks in a row that a copy failed to read: it is asked for a sector of each, then given up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,230 @@
+"""One NBD connection in which every wait has a deadline. The only module that imports libnbd.
+
+Data travels over connections with *simple replies*: with structured ones QEMU's server answers a failing read by
+closing the connection, and every request in flight on it fails (block/export, `nbd_co_send_sparse_read`). Block status and
+dirty bitmaps need structured replies: they get connections of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from socket import AF_UNIX, SHUT_RDWR, SOCK_STREAM, fromfd
+from typing import Any
+
+import nbd
+
+from qorumctl.core.ranges import Range, between
+from qorumctl.errors import CopyUnavailableError
+
+ALLOCATION = "base:allocation"
+ALLOCATION_ZERO = 2
+"""NBD_STATE_ZERO of the protocol: the extent reads as zeros."""
+
+_STATUS_STEP_BYTES = 1 << 30
+"""Block status lengths are 32 bits on the wire."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A read under way: what it fills, and libnbd's cookie for it."""
+
+    range: Range
+    data: bytearray
+    cookie: int
+
+
+class NbdLink:
+    """One connection to one export of a unix socket. One thread at a time.
+
+    Every method raises CopyUnavailableError when the peer is gone or silent: `who` names it in the sentence.
+    """
+
+    def __init__(
+        self,
+        socket: Path,
+        export: str,
+        *,
+        who: str,
+        timeout_s: float,
+        meta_context: str | None = None,
+        copy: str | None = None,
+    ) -> None:
+        self._who = who
+        self._copy = copy
+        self._timeout_s = timeout_s
+        self._context = meta_context
+        self._nbd: Any = nbd.NBD()
+        try:
+            self._nbd.set_export_name(export)
+            self._nbd.set_request_structured_replies(meta_context is not None)
+            # Block sizes are not asked for: the server then takes requests of any alignment and pads them itself,
+            # which a sector of a copy with 4096-byte blocks needs.
+            self._nbd.set_request_block_size(False)
+            if meta_context is not None:
+                self._nbd.add_meta_context(meta_context)
+            self._nbd.aio_connect_unix(str(socket))
+            self._wait_connected()
+            self.size_bytes: int = self._nbd.get_size()
+        except nbd.Error as error:
+            self.close()
+            raise self._gone(f"cannot be reached: {_words(error)}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_connected(self) -> None:
+        deadline_s = time.monotonic() + self._timeout_s
+        while self._nbd.aio_is_connecting():
+            self._poll_until(deadline_s, "did not answer a new connection")
+        if not self._nbd.aio_is_ready():
+            raise self._gone("refused a connection")
+
+    def _poll_until(self, deadline_s: float, complaint: str) -> None:
+        left_ms = int((deadline_s - time.monotonic()) * 1000)
+        if left_ms <= 0:
+            self.close()
+            raise self._gone(f"{complaint} within {self._timeout_s:g} s")
+        self._nbd.poll(min(left_ms + 1, 1000))
+
+    def _gone(self, what: str) -> CopyUnavailableError:
+        return CopyUnavailableError(
+            f"{self._who} {what}.",
+            remedy="See 'qorumctl status', and the daemon's log in the set's runtime directory.",
+            copy=self._copy,
+        )
+
+    def submit_read(self, at: Range, data: bytearray | None = None) -> Ticket:
+        """Begins to read. `data`, of the range's length, is filled; a new one is made where none is given."""
+        if data is None:
+            data = bytearray(at.length)
+        try:
+            cookie = self._nbd.aio_pread(nbd.Buffer.from_buffer(data), at.offset)
+        except nbd.Error as error:
+            raise self._gone(f"cannot be read at offset {at.offset}: {_words(error)}") from None
+        return Ticket(at, data, cookie)
+
+    def wait(self, ticket: Ticket, timeout_s: float) -> bool | None:
+        """True: read. False: the server answered with an error. None: no answer in this time, it is still under way."""
+        deadline_s = time.monotonic() + timeout_s
+        while (answer := self._retire(ticket.cookie, ticket.range)) is None:
+            left_ms = int((deadline_s - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                return None
+            try:
+                self._nbd.poll(left_ms + 1)
+            except nbd.Error as error:
+                raise self._gone(f"closed the connection: {_words(error)}") from None
+        return answer
+
+    def _retire(self, cookie: int, at: Range) -> bool | None:
+        try:
+            return True if self._nbd.aio_command_completed(cookie) else None
+        except nbd.Error as error:
+            if (
+                self._nbd.aio_is_dead()
+                or self._nbd.aio_is_closed()
+                or error.errnum in {errno.ENOTCONN, errno.ESHUTDOWN}
+            ):
+                raise self._gone(f"closed the connection in a request at offset {at.offset}") from None
+            return False
+
+    def _finish(self, cookie: int, at: Range, what: str) -> bool:
+        """Waits with the link's own deadline, after which the connection is closed: it must not hold up a drain."""
+        answer = self.wait(Ticket(at, bytearray(), cookie), self._timeout_s)
+        if answer is None:
+            self.close()
+            raise self._gone(f"did not answer {what} at offset {at.offset} within {self._timeout_s:g} s")
+        return answer
+
+    def complete(self, ticket: Ticket) -> bool:
+        """Waits for a read. False: it failed."""
+        return self._finish(ticket.cookie, ticket.range, "a read")
+
+    def read(self, at: Range) -> bytearray | None:
+        """None where the server answers with an error."""
+        ticket = self.submit_read(at)
+        return ticket.data if self.complete(ticket) else None
+
+    def write(self, offset_bytes: int, data: bytes) -> bool:
+        """False where the server refuses the write."""
+        at = Range(offset_bytes, len(data))
+        try:
+            cookie = self._nbd.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), offset_bytes)
+        except nbd.Error as error:
+            raise self._gone(f"cannot be written at offset {offset_bytes}: {_words(error)}") from None
+        return self._finish(cookie, at, "a write")
+
+    def flush(self) -> bool:
+        """False where the server answers with an error."""
+        try:
+            cookie = self._nbd.aio_flush()
+        except nbd.Error as error:
+            raise self._gone(f"cannot be flushed: {_words(error)}") from None
+        return self._finish(cookie, Range(0, 1), "a flush")
+
+    def has_status(self) -> bool:
+        """Whether the server grants the meta context that this link asked for."""
+        return self._context is not None and bool(self._nbd.can_meta_context(self._context))
+
+    def status(self, within: Range) -> list[tuple[Range, int]]:
+        """The flags of the link's meta context over a range. Empty where the server cannot say."""
+        extents: list[tuple[Range, int]] = []
+        at = within.offset
+        while at < within.end:
+            found = self._status_step(between(at, min(within.end, at + _STATUS_STEP_BYTES)))
+            if not found:
+                return []
+            extents += [(r, flags) for r, flags in found]
+            at = found[-1][0].end
+        return extents
+
+    def _status_step(self, asked: Range) -> list[tuple[Range, int]]:
+        entries: list[int] = []
+
+        def collect(context: str, _offset: int, pairs: list[int], _error: object) -> int:
+            if context == self._context:
+                entries.extend(pairs)
+            return 0
+
+        try:
+            cookie = self._nbd.aio_block_status(asked.length, asked.offset, collect)
+        except nbd.Error as error:
+            raise self._gone(f"cannot report block status: {_words(error)}") from None
+        if not self._finish(cookie, asked, "a block status request"):
+            return []
+        extents: list[tuple[Range, int]] = []
+        at = asked.offset
+        for length, flags in zip(entries[::2], entries[1::2], strict=True):
+            if at >= asked.end or length == 0:
+                break
+            extents.append((between(at, min(asked.end, at + length)), flags))
+            at += length
+        return extents
+
+    def close(self) -> None:
+        """Closes the socket at once, whatever is under way. Idempotent. By the owning thread only."""
+        handle, self._nbd = self._nbd, _CLOSED
+        # libnbd 1.14 frees a handle, and closes its socket, only when Python lets go of it, which may be late; a drain
+        # in the daemon waits for nothing on a socket that is shut down.
+        with contextlib.suppress(nbd.Error, OSError), fromfd(handle.aio_get_fd(), AF_UNIX, SOCK_STREAM) as connection:
+            connection.shutdown(SHUT_RDWR)
+
+
+class _Closed:
+    """Stands for a handle after close: every use reports a connection that is gone."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"aio_is_dead", "aio_is_closed"}:
+            return lambda: True
+        raise nbd.Error("connection closed", errno.ENOTCONN)
+
+
+_CLOSED: Any = _Closed()
+
+
+def _words(error: nbd.Error) -> str:
+    """libnbd's message without its function's name in front."""
+    return str(error.string).split(": ", 1)[-1]
