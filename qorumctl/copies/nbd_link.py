@@ -1,12 +1,13 @@
 """One NBD connection in which every wait has a deadline. The only module that imports libnbd.
 
 Data travels over connections with *simple replies*: with structured ones QEMU's server answers a failing read by
-closing the connection, and every request in flight on it fails (block/export, `nbd_co_send_sparse_read`). Block status and
+closing the connection, and every request in flight on it fails (`nbd_co_send_sparse_read`). Block status and
 dirty bitmaps need structured replies: they get connections of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from dataclasses import dataclass
