@@ -1,0 +1,79 @@
+"""How a caller follows and steers a scrub: what it is told, and how it asks the run to stop. Thread-safe."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+from qorumctl.scrub.ports import StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStart:
+    """Told once per run. `resumed_at_bytes`: where an unfinished run goes on, None for a fresh one. `recovery`: the
+    set was not stopped cleanly, and is scrubbed before its volume is exported."""
+
+    set_name: str
+    run: int
+    mode: str
+    size_bytes: int
+    resumed_at_bytes: int | None
+    recovery: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubPosition:
+    """Told several times a second. `read_bytes`: of each copy, by this process. `findings`: on record in this run."""
+
+    position_bytes: int
+    size_bytes: int
+    read_bytes: int
+    rate_bytes_per_s: float | None
+    eta_s: float | None
+    findings: int
+
+
+class Observer(Protocol):
+    """Called from the engine's thread: hand over and return at once."""
+
+    def started(self, start: ScrubStart) -> None: ...
+
+    def moved(self, position: ScrubPosition) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def started(self, start: ScrubStart) -> None: ...
+
+    def moved(self, position: ScrubPosition) -> None: ...
+
+
+class ScrubControl:
+    """Asks a running scrub to stop or to suspend; usable from signal handlers and other threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reason: StopReason | None = None
+        self._suspend = False
+
+    def stop(self, reason: StopReason) -> None:
+        """The first reason stays."""
+        with self._lock:
+            self._reason = self._reason or reason
+
+    def suspend(self) -> None:
+        """Ctrl-Z: the process stops itself (SIGSTOP) once nothing of the engine's is outstanding."""
+        self._suspend = True
+
+    @property
+    def reason(self) -> StopReason | None:
+        return self._reason
+
+    @property
+    def suspend_requested(self) -> bool:
+        return self._suspend
+
+    def resumed(self) -> None:
+        self._suspend = False

@@ -1,0 +1,51 @@
+"""What callers may ask for, and how long they are willing to wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qorumctl.core.ranges import Range
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds. Each can be raised for slow storage; none can be switched off."""
+
+    drain_s: float = 30.0
+    """A drain costs the slowest write in flight. Past this, a copy or a client hangs."""
+    copy_s: float = 30.0
+    """One answer of a copy's export: NFS and disks retry internally for tens of seconds before they report an error."""
+    heal_s: float = 5.0
+    """One fenced read, kicks included."""
+    kick_after_s: float = 0.5
+    """A fenced read that took this long is starved by overlapping writes: an empty transaction lets it through."""
+    monitor_s: float = 5.0
+    status_s: float = 2.0
+    """`status` says `stalled` after this long."""
+    stop_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubOptions:
+    """`mode` None: what the set's policy says. `fresh`: forget an unfinished run instead of resuming it.
+    `within`: only this range, by whole sectors. `rate_bytes_per_s`: per copy; None: what the definition says."""
+
+    mode: Literal["report", "repair"] | None = None
+    within: Range | None = None
+    rate_bytes_per_s: int | None = None
+    fresh: bool = False
+    thorough: bool = False
+    transport: Literal["auto", "shm", "nbd"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOptions:
+    """`size_bytes`: needed when the images do not exist yet. `thin`: allow images larger than the free space."""
+
+    size_bytes: int | None = None
+    format: Literal["raw", "qcow2"] = "raw"
+    policy: Literal["repair", "report"] = "repair"
+    threshold: int | None = None
+    cache: Literal["none", "writeback"] = "none"
+    thin: bool = False
