@@ -30,7 +30,8 @@ check: ## ruff, mypy, schema drift, import direction
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m qorumctl.model.schema --check schemas
+	@rm -rf build/schemas && $(PYTHON) -m qorumctl.model.schema --write build/schemas
+	@diff -ru schemas build/schemas || { echo "schemas/ does not fit the models: run 'make schemas'" >&2; exit 1; }
 	$(PYTHON) -m pytest -q tests/test_project.py
 
 test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote' the tests)
@@ -39,7 +40,8 @@ test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote'
 
 schemas: ## write schemas/*.json anew from the models
 	@.ci/setup run
-	$(PYTHON) -m qorumctl.model.schema schemas
+	rm -f schemas/*.json
+	$(PYTHON) -m qorumctl.model.schema --write schemas
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
