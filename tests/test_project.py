@@ -5,6 +5,7 @@ ruff, mypy and the drift of the schemas are run by `make check`, not here.
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -258,8 +259,8 @@ def git(*arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
-    if not (ROOT / ".git").exists():
-        pytest.skip("this tree is no git checkout")
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("this tree is no git checkout, or git is not installed")
     return git("ls-files")
 
 
