@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from qorumctl.core.vote import strict_majority
 from qorumctl.errors import UsageError
@@ -62,8 +71,38 @@ def _copy_name(name: str) -> str:
     return name
 
 
-Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_exact_size, when_used="json"), Field(gt=0)]
-Rate = Annotated[int, BeforeValidator(_rate), PlainSerializer(lambda r: f"{format_exact_size(r)}/s", when_used="json")]
+def _rate_text(rate_bytes_per_s: int) -> str:
+    return f"{format_exact_size(rate_bytes_per_s)}/s"
+
+
+LARGEST_BYTES = (1 << 63) - (1 << 30)
+"""QEMU's BDRV_MAX_LENGTH: more than a disk can have."""
+_SIZE_PATTERN = r"\d+(\.\d+)?\s*([KMGT]i?)?B?"
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    PlainSerializer(format_exact_size, return_type=str, when_used="json"),
+    Field(gt=0, le=LARGEST_BYTES),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": f"^{_SIZE_PATTERN}$"}]},
+        mode="validation",
+    ),
+]
+Rate = Annotated[
+    int,
+    BeforeValidator(_rate),
+    PlainSerializer(_rate_text, return_type=str, when_used="json"),
+    Field(le=LARGEST_BYTES),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": f"^{_SIZE_PATTERN}(/s)?$"},
+            ]
+        },
+        mode="validation",
+    ),
+]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 SetName = Annotated[str, AfterValidator(check_set_name), Field(json_schema_extra={"pattern": f"^{SET_NAME.pattern}$"})]
 CopyName = Annotated[str, AfterValidator(_copy_name), Field(json_schema_extra={"pattern": f"^{COPY_NAME.pattern}$"})]

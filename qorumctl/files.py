@@ -1,0 +1,80 @@
+"""Small files that must be whole or absent after a crash, and that nobody else may have put there.
+
+These raise OSError: the caller knows what the file is for and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+
+class NotRegularError(OSError):
+    """The path is a directory, a device, a socket or a pipe."""
+
+
+class TooLargeError(OSError):
+    """The file holds more than its reader is ready to take."""
+
+
+def read_bounded(path: Path, most_bytes: int, *, follow: bool) -> tuple[bytes, os.stat_result]:
+    """All of a regular file of at most `most_bytes`, and the facts of exactly the file that was read.
+
+    With `follow` false a symbolic link in the last place raises OSError (ELOOP). Raises NotRegularError, TooLargeError.
+    """
+    # O_NONBLOCK: opening a pipe would wait for its writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    fd = os.open(path, flags)
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise NotRegularError(f"{path} is not a regular file")
+        content = bytearray()
+        while piece := os.read(fd, most_bytes + 1 - len(content)):
+            content += piece
+        if len(content) > most_bytes:
+            raise TooLargeError(f"{path} is larger than {most_bytes} bytes")
+        return bytes(content), facts
+    finally:
+        os.close(fd)
+
+
+def write_atomically(path: Path, content: bytes, mode: int, *, group: int | None = None) -> None:
+    """Replaces `path`: after a crash at any instant it holds the old content or the new, and never a part of it.
+
+    `mode` is set whatever the umask says; `group`, a gid, where one is given.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            if group is not None:
+                os.fchown(fd, -1, group)
+            os.fchmod(fd, mode)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes names that were created, renamed or removed in `directory` survive a power failure."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def reason(error: OSError) -> str:
+    """`No space left on device`: what went wrong, without the number and the path that OSError adds."""
+    return error.strerror or str(error)

@@ -1,0 +1,133 @@
+"""The engine's durable memory of one run. Each call is one transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+
+from qorumctl.core.findings import Checkpoint, Finding
+from qorumctl.core.ranges import Range
+from qorumctl.errors import StoreError
+from qorumctl.store.database import Database
+from qorumctl.store.records import (
+    CHECKPOINT_COLUMNS,
+    FINDING_COLUMNS,
+    checkpoint_values,
+    finding_from_rows,
+    finding_values,
+)
+
+
+class RunJournal:
+    """What `scrub.ports.Journal` asks for."""
+
+    def __init__(self, database: Database, run_id: int) -> None:
+        self._database = database
+        self.run_id = run_id
+
+    def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
+        """Records confirmed findings before anything is healed; returns their ids, in order. Those that are pending
+        have to be settled; others of the same batch (no majority, say) stand as they are."""
+        with self._database.write() as connection:
+            self._check_running(connection)
+            return [_insert(connection, self.run_id, finding) for finding in findings]
+
+    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
+        """Gives pending findings their final form, and moves the checkpoint where one is given, at once."""
+        with self._database.write() as connection:
+            self._check_running(connection)
+            for finding_id, finding in outcomes:
+                self._replace(connection, finding_id, finding)
+            if checkpoint is not None:
+                self._move(connection, checkpoint)
+
+    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
+        """Records findings that need no repair, and moves the checkpoint, at once."""
+        with self._database.write() as connection:
+            self._check_running(connection)
+            for finding in findings:
+                _insert(connection, self.run_id, finding)
+            self._move(connection, checkpoint)
+
+    def _check_running(self, connection: sqlite3.Connection) -> None:
+        """A run that was abandoned or finished by somebody else must not grow."""
+        row = connection.execute("SELECT state FROM runs WHERE id = ?", (self.run_id,)).fetchone()
+        if row is None or row["state"] != "running":
+            raise StoreError(
+                f"Run {self.run_id} is {'unknown' if row is None else row['state']} and takes no more findings.",
+                remedy="Start the scrub again.",
+                path=str(self._database.path),
+            )
+
+    def _move(self, connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
+        connection.execute(
+            f"UPDATE runs SET {CHECKPOINT_COLUMNS} WHERE id = ?",  # noqa: S608 - constant columns
+            (*checkpoint_values(checkpoint), self.run_id),
+        )
+
+    def _replace(self, connection: sqlite3.Connection, finding_id: int, finding: Finding) -> None:
+        columns = ", ".join(f"{column}=?" for column in FINDING_COLUMNS)
+        changed = connection.execute(
+            f"UPDATE findings SET {columns} WHERE id = ? AND run = ? AND action = 'pending'",  # noqa: S608
+            (*finding_values(finding), finding_id, self.run_id),
+        )
+        if changed.rowcount != 1:
+            raise StoreError(
+                f"Finding {finding_id} of run {self.run_id} is not pending and cannot be settled again.",
+                remedy="Start the scrub again.",
+                path=str(self._database.path),
+            )
+        connection.execute("DELETE FROM versions WHERE finding = ?", (finding_id,))
+        _insert_versions(connection, finding_id, finding)
+
+
+def _insert(connection: sqlite3.Connection, run_id: int, finding: Finding) -> int:
+    marks = ", ".join("?" for _ in FINDING_COLUMNS)
+    cursor = connection.execute(
+        f"INSERT INTO findings (run, {', '.join(FINDING_COLUMNS)}) VALUES (?, {marks})",  # noqa: S608
+        (run_id, *finding_values(finding)),
+    )
+    if cursor.lastrowid is None:
+        raise sqlite3.InternalError("an inserted row has no id")
+    _insert_versions(connection, cursor.lastrowid, finding)
+    return cursor.lastrowid
+
+
+def _insert_versions(connection: sqlite3.Connection, finding_id: int, finding: Finding) -> None:
+    connection.executemany(
+        "INSERT INTO versions (finding, rank, digest, copies, sample) VALUES (?, ?, ?, ?, ?)",
+        [
+            (finding_id, rank, version.digest, json.dumps(version.copies), bytes(version.sample))
+            for rank, version in enumerate(finding.versions)
+        ],
+    )
+
+
+def pending_findings(database: Database, run_id: int) -> list[tuple[int, Finding]]:
+    """Findings whose repair was begun and not settled, by id: a batch at the most."""
+    rows = database.rows("SELECT * FROM findings WHERE run = ? AND action = 'pending' ORDER BY id", (run_id,))
+    return [(row["id"], _finding(database, row)) for row in rows]
+
+
+def finding(database: Database, finding_id: int) -> Finding | None:
+    row = database.row("SELECT * FROM findings WHERE id = ?", (finding_id,))
+    return None if row is None else _finding(database, row)
+
+
+def _finding(database: Database, row: sqlite3.Row) -> Finding:
+    versions = database.rows("SELECT * FROM versions WHERE finding = ? ORDER BY rank", (row["id"],))
+    return finding_from_rows(row, versions)
+
+
+def settled_ranges(database: Database, run_id: int, from_offset: int) -> list[Range]:
+    """Damage beyond `from_offset`, ahead of the checkpoint, that is on record for good: a batch at the most.
+
+    Not what was repaired: it is scanned again, and if it is damaged anew that is a new finding.
+    """
+    rows = database.rows(
+        "SELECT start, length FROM findings"
+        " WHERE run = ? AND action IN ('left', 'failed') AND start + length > ? ORDER BY start",
+        (run_id, from_offset),
+    )
+    return [Range(row["start"], row["length"]) for row in rows]

@@ -1,0 +1,118 @@
+"""One command at a time: a lock that belongs to a process, not to a file, so that the dead hold nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+from qorumctl.errors import LockedError, StoreError
+from qorumctl.files import reason
+from qorumctl.paths import ensure_private
+
+_NAME = "lock"
+_GRACE_S = 0.2
+"""`held_by` holds the lock, shared, for some microseconds; whoever meets that must not be told the set is in use."""
+_POLL_S = 0.01
+_MOST_BYTES = 256
+
+
+class SetLock:
+    """Held from `acquire` until `release`, or until the process ends in whatever way: the kernel then lets go."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    @classmethod
+    def acquire(cls, state_directory: Path, *, purpose: str, wait_s: float = 0.0) -> SetLock:
+        """Takes the lock of the set whose state is in `state_directory` (`.../web01`), which is made if need be.
+
+        `purpose`: the command, for whoever finds the set locked. Raises LockedError after `wait_s`, StoreError.
+        """
+        ensure_private(state_directory)
+        path = state_directory / _NAME
+        deadline_s = time.monotonic() + max(wait_s, _GRACE_S)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _failed(path, error) from error
+        try:
+            while not _try(fd, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline_s:
+                    raise _locked(state_directory.name, _holder(fd))
+                time.sleep(_POLL_S)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {purpose}\n".encode()[:_MOST_BYTES], 0)
+        except OSError as error:
+            os.close(fd)
+            raise _failed(path, error) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd)
+
+    @staticmethod
+    def held_by(state_directory: Path) -> tuple[int, str] | None:
+        """(pid, purpose) of whoever holds the lock now; None when nobody does. (0, "") before the holder has signed."""
+        path = state_directory / _NAME
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failed(path, error) from error
+        try:
+            return None if _try(fd, fcntl.LOCK_SH) else _holder(fd)
+        except OSError as error:
+            raise _failed(path, error) from error
+        finally:
+            os.close(fd)
+
+    def release(self) -> None:
+        """Idempotent. The file stays: removing it would let two processes hold two locks of one name."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> SetLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _try(fd: int, mode: int) -> bool:
+    try:
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            return False
+        raise
+    return True
+
+
+def _holder(fd: int) -> tuple[int, str]:
+    pid, _, purpose = os.pread(fd, _MOST_BYTES, 0).decode(errors="replace").strip().partition(" ")
+    return (int(pid), purpose) if pid.isdecimal() else (0, "")
+
+
+def _locked(name: str, holder: tuple[int, str]) -> LockedError:
+    pid, purpose = holder
+    by = f"'{purpose}' (pid {pid})" if pid else "another command"
+    remedy = "Wait until it ends, and try again."
+    if purpose == "scrub":
+        remedy = f"Wait until it ends, or run 'qorumctl pause {name}' first."
+    return LockedError(f"{name} is held by {by}.", remedy=remedy, set_name=name)
+
+
+def _failed(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"The lock {path} cannot be used: {reason(error)}.",
+        remedy="Check the directory and its rights.",
+        path=str(path),
+    )

@@ -1,0 +1,329 @@
+"""The store of one set: the life of its runs, its events and marks, and the way to everything that it tells."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qorumctl.core.findings import Cause, Finding
+from qorumctl.core.ranges import Range
+from qorumctl.errors import RefusedError, StoreError
+from qorumctl.files import reason, sync_directory
+from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
+from qorumctl.store import journal, reports
+from qorumctl.store.database import FILE_NAME, Database
+from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_row, worst
+
+_MOST_EVENTS = 10_000
+"""A copy that fails each write adds one event a second (QEMU's throttle): three hours of it, in 2 MB."""
+
+
+@dataclass(frozen=True)
+class Event:
+    id: int
+    time: str
+    kind: str
+    copy: str | None
+    detail: str
+
+
+class Store:
+    """`state.db` of one set; its directory has the set's name. Safe to use from several threads and processes.
+
+    Every method raises StoreError when the database cannot be read or written.
+    """
+
+    def __init__(self, database: Database, set_name: str, clock: Callable[[], str] = now) -> None:
+        self._database = database
+        self._set_name = set_name
+        self._now = clock
+
+    @classmethod
+    def open(cls, state_directory: Path, *, read_only: bool = False) -> Store:
+        """With `read_only` nothing is made: a set without state reads as one that was never scrubbed."""
+        return cls(Database.open(state_directory, read_only=read_only), state_directory.name)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # The life of a run.
+
+    def begin_run(
+        self,
+        mode: Mode,
+        size_bytes: int,
+        within: Range | None,
+        thorough: bool,
+        cause: Cause | None,
+        pid: int,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> RunRecord:
+        """A new run, at work. Older unfinished runs stay as they are: a scrub of a range must not throw away a paused
+        scrub of the whole disk. Whoever begins anew in earnest abandons them."""
+        first = within.offset if within else 0
+        with self._database.write() as connection:
+            cursor = connection.execute(
+                "INSERT INTO runs (mode, state, started, size, within_offset, within_length, thorough, cause,"
+                " parameters, cursor, scanned, skipped, read_bytes, suspects, busy, pid, position)"
+                " VALUES (?, 'running', ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, '{}', 0, '[]', ?, ?)",
+                (
+                    mode,
+                    self._now(),
+                    size_bytes,
+                    within.offset if within else None,
+                    within.length if within else None,
+                    int(thorough),
+                    cause,
+                    json.dumps(dict(parameters or {})),
+                    first,
+                    pid,
+                    first,
+                ),
+            )
+            run_id = cursor.lastrowid
+        return self._existing(run_id)
+
+    def run(self, run_id: int) -> RunRecord | None:
+        row = self._database.row("SELECT * FROM runs WHERE id = ?", (run_id,))
+        return None if row is None else run_from_row(row)
+
+    def runs(self, limit: int) -> list[RunRecord]:
+        """Newest first."""
+        return reports.runs(self._database, limit)
+
+    def unfinished_run(self) -> RunRecord | None:
+        """The newest run that can be resumed. `running` without a live holder of the lock: its process died."""
+        row = self._database.row(
+            "SELECT * FROM runs WHERE state IN ('running', 'suspended', 'failed') ORDER BY id DESC LIMIT 1"
+        )
+        return None if row is None else run_from_row(row)
+
+    def reopen_run(self, run_id: int, pid: int) -> RunRecord:
+        """At work again, from its checkpoint. Raises RefusedError for a run that has ended."""
+        with self._database.write() as connection:
+            changed = connection.execute(
+                "UPDATE runs SET state = 'running', pid = ?, request = NULL, finished = NULL, message = NULL,"
+                " position = cursor WHERE id = ? AND state IN ('running', 'suspended', 'failed')",
+                (pid, run_id),
+            ).rowcount
+        if not changed:
+            raise RefusedError(
+                f"Run {run_id} of '{self._set_name}' has ended and cannot be resumed.",
+                remedy="Begin a new one.",
+                set_name=self._set_name,
+            )
+        return self._existing(run_id)
+
+    def finish_run(self, run_id: int, outcome: Outcome | None = None) -> RunRecord:
+        """The run has looked at all that it was asked to. Its outcome is never better than its findings.
+
+        Raises StoreError when it is not at work, or a finding is still pending: that would be no end.
+        """
+        found = reports.findings_outcome(self._database, run_id)
+        final = worst([found, outcome]) if outcome in {"clean", "repaired", "damaged", "no-majority"} else found
+        with self._database.write() as connection:
+            pending = connection.execute(
+                "SELECT count(*) AS n FROM findings WHERE run = ? AND action = 'pending'", (run_id,)
+            ).fetchone()["n"]
+            if pending:
+                raise StoreError(
+                    f"Run {run_id} of '{self._set_name}' still has {pending} repairs to verify.",
+                    remedy="Scrub again to resume it.",
+                    set_name=self._set_name,
+                )
+        self._end(run_id, RunState.FINISHED, outcome=final)
+        return self._existing(run_id)
+
+    def suspend_run(self, run_id: int) -> None:
+        """Unfinished, to be resumed."""
+        self._end(run_id, RunState.SUSPENDED)
+
+    def fail_run(self, run_id: int, message: str) -> None:
+        """It could not go on; it can be resumed."""
+        self._end(run_id, RunState.FAILED, message=message)
+
+    def abandon_run(self, run_id: int) -> None:
+        """Unfinished for good. Repairs that were begun and never verified count as failed. Idempotent."""
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE findings SET action = 'failed' WHERE run = ? AND action = 'pending'"
+                " AND run IN (SELECT id FROM runs WHERE state <> 'finished')",
+                (run_id,),
+            )
+            connection.execute(
+                "UPDATE runs SET state = 'abandoned', finished = coalesce(finished, ?), request = NULL, pid = NULL"
+                " WHERE id = ? AND state IN ('running', 'suspended', 'failed')",
+                (self._now(), run_id),
+            )
+
+    def request(self, kind: Request) -> RunRecord | None:
+        """Asks the newest run that is at work to stop; None when there is none. `cancel` outranks `pause`.
+
+        Whether its process still lives is for the set's lock to tell.
+        """
+        row = self._database.row("SELECT id FROM runs WHERE state = 'running' ORDER BY id DESC LIMIT 1")
+        if row is None:
+            return None
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE runs SET request = ? WHERE id = ? AND state = 'running' AND request IS NOT 'cancel'",
+                (kind, row["id"]),
+            )
+        return self._existing(row["id"])
+
+    def pending_request(self, run_id: int) -> Request | None:
+        run = self.run(run_id)
+        return None if run is None else run.request
+
+    def note_position(self, run_id: int, position_bytes: int) -> None:
+        """Where the run is, for whoever watches it. Not flushed: a power failure may lose it, and only it."""
+        with self._database.write_lazily() as connection:
+            connection.execute("UPDATE runs SET position = ? WHERE id = ?", (position_bytes, run_id))
+
+    # Findings.
+
+    def journal(self, run_id: int) -> journal.RunJournal:
+        return journal.RunJournal(self._database, run_id)
+
+    def pending_findings(self, run_id: int) -> list[tuple[int, Finding]]:
+        """What a resumed run settles first."""
+        return journal.pending_findings(self._database, run_id)
+
+    def settled_ranges(self, run_id: int, from_offset: int) -> list[Range]:
+        """Damage beyond `from_offset` that stays and is on record: what a resumed run must not record again."""
+        return journal.settled_ranges(self._database, run_id, from_offset)
+
+    def finding(self, finding_id: int) -> Finding | None:
+        """With its evidence: samples of guest data, which go into no document."""
+        return journal.finding(self._database, finding_id)
+
+    # What it tells.
+
+    def outcome_of(self, run: RunRecord) -> Outcome:
+        return reports.outcome_of(run)
+
+    def findings_outcome(self, run_id: int) -> Outcome:
+        """The worst news so far, whether or not the run is finished."""
+        return reports.findings_outcome(self._database, run_id)
+
+    def findings(self, run_id: int) -> Iterator[FindingDocument]:
+        """One after the other, by offset: for more findings than fit a document."""
+        return reports.findings(self._database, run_id)
+
+    def scrub_report(self, run_id: int) -> ScrubReport:
+        return reports.scrub_report(self._database, self._set_name, self._existing(run_id))
+
+    def run_summary(self, run: RunRecord) -> RunSummary:
+        return reports.run_summary(self._database, run)
+
+    def history(self, limit: int = 1000) -> History:
+        return reports.history(self._database, self._set_name, limit)
+
+    def copy_counts(self) -> dict[str, tuple[int, int, int]]:
+        """Copy -> (outvoted, unreadable, repaired): findings of all runs."""
+        return reports.copy_counts(self._database)
+
+    def open_findings(self) -> Iterator[FindingDocument]:
+        return reports.open_findings(self._database)
+
+    # Events and marks.
+
+    def add_event(self, kind: str, copy: str | None, detail: str) -> None:
+        with self._database.write() as connection:
+            cursor = connection.execute(
+                "INSERT INTO events (time, kind, copy, detail) VALUES (?, ?, ?, ?)", (self._now(), kind, copy, detail)
+            )
+            connection.execute("DELETE FROM events WHERE id <= ?", ((cursor.lastrowid or 0) - _MOST_EVENTS,))
+
+    def events(self, limit: int) -> list[Event]:
+        """Newest first."""
+        rows = self._database.rows("SELECT * FROM events ORDER BY id DESC LIMIT ?", (limit,))
+        return [Event(row["id"], row["time"], row["kind"], row["copy"], row["detail"]) for row in rows]
+
+    def meta(self, key: str) -> str | None:
+        row = self._database.row("SELECT value FROM meta WHERE key = ?", (key,))
+        return None if row is None else str(row["value"])
+
+    def metas(self, prefix: str) -> dict[str, str]:
+        """Every key that begins with `prefix`, whole: `copy.a.mark`."""
+        rows = self._database.rows(
+            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(prefix), prefix)
+        )
+        return {row["key"]: row["value"] for row in rows}
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """None removes the key."""
+        self.set_metas({key: value})
+
+    def set_metas(self, values: Mapping[str, str | None]) -> None:
+        """Several at once, in one transaction."""
+        with self._database.write() as connection:
+            for key, value in values.items():
+                if value is None:
+                    connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+                else:
+                    connection.execute(
+                        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                        (key, value),
+                    )
+
+    def _end(self, run_id: int, state: RunState, *, outcome: Outcome | None = None, message: str | None = None) -> None:
+        with self._database.write() as connection:
+            changed = connection.execute(
+                "UPDATE runs SET state = ?, outcome = ?, message = ?, finished = ?, request = NULL, pid = NULL"
+                " WHERE id = ? AND state = 'running'",
+                (state, outcome, message, self._now(), run_id),
+            ).rowcount
+        if not changed:
+            raise StoreError(
+                f"Run {run_id} of '{self._set_name}' is not at work.", remedy="Scrub again.", set_name=self._set_name
+            )
+
+    def _existing(self, run_id: int | None) -> RunRecord:
+        run = None if run_id is None else self.run(run_id)
+        if run is None:
+            raise StoreError(
+                f"'{self._set_name}' has no run {run_id}.",
+                remedy=f"See 'qorumctl history {self._set_name}'.",
+                set_name=self._set_name,
+            )
+        return run
+
+
+def set_aside(state_directory: Path) -> Path:
+    """Keeps a damaged database as `state.db.corrupt-TIME` (with its -wal and -shm) so that a new one can begin.
+
+    Never called on its own account: history is lost to view with it. To be called under the set's lock. Returns where
+    it is kept; raises StoreError.
+    """
+    source = state_directory / FILE_NAME
+    stamp = now().replace(":", "").replace("-", "").replace(".", "")
+    kept = state_directory / f"{FILE_NAME}.corrupt-{stamp}"
+    try:
+        if os.path.lexists(kept):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(kept))
+        # The database last: until it is gone, nobody makes a new one that would meet the old -wal.
+        for suffix in ("-wal", "-shm"):
+            if os.path.lexists(f"{source}{suffix}"):
+                Path(f"{source}{suffix}").rename(f"{kept}{suffix}")
+        source.rename(kept)
+        sync_directory(state_directory)
+    except OSError as error:
+        raise StoreError(
+            f"{source} cannot be moved aside: {reason(error)}.", remedy="Move it by hand.", path=str(source)
+        ) from error
+    return kept
