@@ -60,7 +60,7 @@ class QuorumSet:
 
     def __init__(self, spec: SetSpec, monitor: Monitor, *, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
         self._spec = spec
-        self._monitor = monitor
+        self.monitor = monitor
         self._timeout_s = drain_timeout_s
         self._watches = Watches(monitor, drain_timeout_s=drain_timeout_s)
 
@@ -108,8 +108,8 @@ class QuorumSet:
         """Takes all of it away: exports (clients are cut off), fence, quorum, copies. Also whatever is half made."""
         exports = await self._export_ids()
         for export_id in exports:
-            await delete_export(self._monitor, export_id, force=True, timeout_s=self._timeout_s)
-        await wait_exports_gone(self._monitor, exports, timeout_s=self._timeout_s)
+            await delete_export(self.monitor, export_id, force=True, timeout_s=self._timeout_s)
+        await wait_exports_gone(self.monitor, exports, timeout_s=self._timeout_s)
         present = {node["node-name"] for node in await self._nodes()}
         tops = sorted(node for node in present if graph.copy_of_node(node) is not None)
         files = sorted(node for node in present if node.startswith(graph.COPY_PREFIX) and node not in tops)
@@ -140,7 +140,7 @@ class QuorumSet:
         RefusedError while a client is connected, unless `force` cuts it off.
         """
         try:
-            await delete_export(self._monitor, graph.VOLUME, force=force, timeout_s=self._timeout_s)
+            await delete_export(self.monitor, graph.VOLUME, force=force, timeout_s=self._timeout_s)
         except CommandError as error:
             if "in use" not in error.description:
                 raise
@@ -149,7 +149,7 @@ class QuorumSet:
                 remedy="Shut it down or detach the disk first; --force cuts it off.",
                 set_name=self._spec.name,
             ) from None
-        await wait_exports_gone(self._monitor, [graph.VOLUME], timeout_s=self._timeout_s)
+        await wait_exports_gone(self.monitor, [graph.VOLUME], timeout_s=self._timeout_s)
 
     # -- write watches (see watches.py)
 
@@ -240,7 +240,7 @@ class QuorumSet:
         return nodes
 
     async def _export_ids(self) -> list[str]:
-        return await export_ids(self._monitor, timeout_s=self._timeout_s)
+        return await export_ids(self.monitor, timeout_s=self._timeout_s)
 
     async def _credentials(self) -> list[str]:
         try:
@@ -253,7 +253,7 @@ class QuorumSet:
         return [item["name"] for item in objects if item["name"].startswith(graph.TLS_PREFIX)]
 
     async def _run(self, command: str, arguments: graph.QmpArguments | None = None) -> Any:
-        return await self._monitor.execute(command, arguments, timeout_s=self._timeout_s)
+        return await self.monitor.execute(command, arguments, timeout_s=self._timeout_s)
 
 
 def _children(block_graph: dict[str, Any]) -> tuple[str, ...]:

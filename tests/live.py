@@ -1,0 +1,94 @@
+"""What tests of a real storage daemon share beside the fixtures of conftest.py."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qorumctl.daemon import process
+from qorumctl.daemon.process import RuntimePaths
+from qorumctl.model.spec import SetSpec
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+DEADLINE_S = 20.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, *, deadline_s: float = DEADLINE_S) -> Any:
+    """Returns the condition's first true value; fails the test at the deadline."""
+    ends_at_s = time.monotonic() + deadline_s
+    while not (value := condition()):
+        if time.monotonic() > ends_at_s:
+            pytest.fail(f"{what}: not within {deadline_s:g} s")
+        time.sleep(0.005)
+    return value
+
+
+class Daemons:
+    """Spawns storage daemons in directories of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._started: list[tuple[RuntimePaths, int]] = []
+
+    def paths(self) -> RuntimePaths:
+        """A fresh, empty runtime directory."""
+        return RuntimePaths(Path(tempfile.mkdtemp(prefix="d", dir=self._directory)))
+
+    async def spawn(self) -> tuple[RuntimePaths, int]:
+        paths = self.paths()
+        pid = await process.spawn(paths)
+        self._started.append((paths, pid))
+        return paths, pid
+
+    def end_all(self) -> None:
+        for paths, pid in self._started:
+            process.kill(paths, pid)
+        for paths, pid in self._started:
+            wait_for(lambda paths=paths, pid=pid: process.running_pid(paths) != pid, f"the end of daemon {pid}")
+
+
+class NbdServer:
+    """An nbdkit of the test's own. `at`: where its socket and pidfile go, without suffix."""
+
+    def __init__(self, at: Path, arguments: Sequence[object]) -> None:
+        self.uri = f"nbd+unix:///?socket={at}.sock"
+        self._pidfile = at.with_suffix(".pid")
+        command = ["nbdkit", "-f", "-U", f"{at}.sock", "-P", str(self._pidfile), *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self._pidfile.exists() or self._process.poll() is not None, "nbdkit")
+        assert self._process.poll() is None, "nbdkit did not start"
+
+    def pause(self) -> None:
+        """From now on it answers nothing, as storage that hangs."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        # A paused server does not hear SIGTERM.
+        self._process.kill()
+        self._process.wait()
+
+
+def make_spec(sources: Mapping[str, Path | str], *, size_bytes: int = SIZE, **keys: Any) -> SetSpec:
+    """A set of image files (the suffix is the format) and NBD URIs, through the page cache: tests need no medium."""
+    copies = []
+    for name, source in sources.items():
+        if isinstance(source, Path):
+            entry = {"type": "file", "path": str(source), "format": source.suffix.removeprefix(".")}
+        else:
+            entry = {"type": "nbd", "uri": source}
+        copies.append({"name": name, "source": entry, "cache": "writeback"})
+    uuid = "6f1d0a52-9b6e-4a54-8a53-0d7b6f5b6a11"
+    return SetSpec.model_validate({"name": "web01", "uuid": uuid, "size": size_bytes, "copies": copies, **keys})
