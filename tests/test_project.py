@@ -232,7 +232,10 @@ def test_nothing_is_left_for_later() -> None:
 
 
 def test_no_test_sleeps_to_wait() -> None:
-    assert lines_with(SLEEP, ROOT / "tests") == []
+    """One pause is allowed: that between two looks at a condition, in the helper that all tests wait with."""
+    pauses = lines_with(SLEEP, ROOT / "tests")
+    assert [line for line in pauses if not line.startswith("tests/live.py:")] == []
+    assert len(pauses) <= 1
 
 
 def test_the_lints_see_what_they_look_for(tmp_path: Path) -> None:
