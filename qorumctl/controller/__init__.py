@@ -1,1 +1,1 @@
-"""Joins the parts: definitions, images, the daemon, the engine, the store. The one bridge between asyncio and threads."""
+"""Joins definitions, images, daemon, engine and store. The one bridge between asyncio and threads."""

@@ -1,0 +1,123 @@
+"""One set as a command sees it: its directories, its definition, its daemon, and the monitors it may talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qorumctl import definitions
+from qorumctl.controller.options import Timeouts
+from qorumctl.daemon import process
+from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.errors import DaemonGoneError, LockedError, StoreError
+from qorumctl.files import reason
+from qorumctl.model.spec import SetSpec
+from qorumctl.paths import Directories
+from qorumctl.store import SetLock, Store
+
+_RUNNING_DEFINITION = "running.definition"
+_LOCK_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class SetContext:
+    """Everything a command needs to find a set. Opens nothing by itself."""
+
+    name: str
+    directories: Directories
+    timeouts: Timeouts
+
+    @property
+    def definition_path(self) -> Path:
+        return self.directories.definition_path(self.name)
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directories.state_dir(self.name)
+
+    @property
+    def runtime(self) -> RuntimePaths:
+        return RuntimePaths(self.directories.runtime_dir(self.name))
+
+    def spec(self) -> SetSpec:
+        """The definition as it stands in its file. Raises DefinitionError."""
+        return definitions.load(self.definition_path)
+
+    def is_defined(self) -> bool:
+        """Whether something stands where the definition belongs, usable or not."""
+        return os.path.lexists(self.definition_path)
+
+    def pid(self) -> int | None:
+        return process.running_pid(self.runtime)
+
+    def lock(self, purpose: str) -> SetLock:
+        """The one writer of the set. Raises LockedError naming who holds it."""
+        return SetLock.acquire(self.state_dir, purpose=purpose)
+
+    def store(self, *, read_only: bool = False) -> Store:
+        return Store.open(self.state_dir, read_only=read_only)
+
+    def quorum(self, spec: SetSpec, monitor: Monitor) -> QuorumSet:
+        return QuorumSet(spec, monitor, drain_timeout_s=self.timeouts.drain_s)
+
+    def running_spec(self, store: Store) -> SetSpec | None:
+        """What the daemon was started from: the file may have been edited since. None: stopped in order."""
+        text = store.meta(_RUNNING_DEFINITION)
+        return SetSpec.model_validate_json(text) if text else None
+
+    def note_running(self, store: Store, spec: SetSpec | None) -> None:
+        store.set_meta(_RUNNING_DEFINITION, None if spec is None else spec.model_dump_json())
+
+    @asynccontextmanager
+    async def control(self, *, timeout_s: float | None = None) -> AsyncIterator[Monitor]:
+        """The control monitor. It serves one client, and a second one hangs: so our commands queue on a lock first.
+
+        Raises LockedError when another command of ours keeps it for the whole time, DaemonStalledError when the daemon
+        does not answer (or a stranger holds the monitor), DaemonGoneError when there is none.
+        """
+        limit_s = self.timeouts.monitor_s if timeout_s is None else timeout_s
+        descriptor = await self._queue(limit_s)
+        try:
+            async with await Monitor.open(self.runtime.control_sock, timeout_s=limit_s) as monitor:
+                yield monitor
+        finally:
+            os.close(descriptor)
+
+    @asynccontextmanager
+    async def scrub_monitor(self) -> AsyncIterator[Monitor]:
+        """The monitor of whoever holds the set's lock for long; `status` goes on using the other one."""
+        async with await Monitor.open(self.runtime.scrub_sock, timeout_s=self.timeouts.monitor_s) as monitor:
+            yield monitor
+
+    async def _queue(self, limit_s: float) -> int:
+        path = self.runtime.directory / "control.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            raise DaemonGoneError(f"{self.name} is not running.", remedy=f"Run 'qorumctl start {self.name}'.") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be used: {reason(error)}.", remedy="Check its rights.") from None
+        ends_at_s = time.monotonic() + limit_s
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() >= ends_at_s:
+                        raise LockedError(
+                            f"Another command is talking to the daemon of {self.name}.", remedy="Try again in a moment."
+                        ) from None
+                    await asyncio.sleep(_LOCK_POLL_S)
+                else:
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise

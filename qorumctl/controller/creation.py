@@ -1,0 +1,363 @@
+"""Create and delete. `create` takes images that are all missing, or all there and equal; never a mix: one fenced read
+of a set made of one good image and two blank ones would overwrite the good one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+from qorumctl import definitions, identity, images
+from qorumctl.controller.bridge import QuietFence
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.lifecycle import end_leftover, prepare_directories, rolled_back
+from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
+from qorumctl.controller.options import CreateOptions
+from qorumctl.controller.scrubbing import WallClock
+from qorumctl.copies.nbd import NbdCopy
+from qorumctl.core.findings import Checkpoint, Finding, FindingVerdict
+from qorumctl.core.progress import Progress
+from qorumctl.core.ranges import Range
+from qorumctl.core.vote import strict_majority
+from qorumctl.daemon.formatting import format_image
+from qorumctl.daemon.graph import copy_node
+from qorumctl.errors import QorumError, RefusedError, UsageError
+from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdSource, SetSpec, Source
+from qorumctl.model.status import Result
+from qorumctl.scrub.engine import Scrub
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import StopReason
+from qorumctl.store.records import now
+from qorumctl.units import format_size
+
+_NAMES = "abcdefghi"
+
+
+async def create(
+    context: SetContext, sources: Sequence[str], options: CreateOptions, observer: Observer, control: ScrubControl
+) -> Result:
+    """Makes or adopts the images and writes the definition; under the set's lock."""
+    copies = _copies(sources, options)
+    if context.is_defined():
+        return _same_again(context, copies, options)
+    context.runtime.check()
+    images.distinct(copies, own_socket=context.runtime.nbd_sock)
+    existing = _existing(copies)
+    await end_leftover(context)
+    if not existing:
+        await _make(context, copies, options)
+    else:
+        await _adopt(context, copies, options, observer, control)
+    return Result(set=context.name, command="create", changed=True)
+
+
+def _copies(sources: Sequence[str], options: CreateOptions) -> tuple[CopySpec, ...]:
+    if len(sources) < 3 or len(sources) % 2 == 0 or len(sources) > len(_NAMES):
+        raise UsageError(
+            f"A set has 3, 5, 7 or 9 copies, not {len(sources)}.", remedy="With an even number a vote can be tied."
+        )
+    majority = strict_majority(len(sources))
+    if options.threshold is not None and not majority <= options.threshold <= len(sources):
+        raise UsageError(
+            f"Threshold {options.threshold} is no strict majority of {len(sources)} copies.",
+            remedy=f"Use {majority} to {len(sources)}.",
+        )
+    return tuple(
+        CopySpec(name=name, source=parse_source(text, options), cache=options.cache)
+        for name, text in zip(_NAMES, sources, strict=False)
+    )
+
+
+def parse_source(text: str, options: CreateOptions) -> Source:
+    """An NBD URI, a block device, or the absolute path of an image file. Raises UsageError."""
+    try:
+        if "://" in text:
+            return NbdSource(uri=text)
+        if not Path(text).is_absolute():
+            raise UsageError(f"'{text}' is not an absolute path.", remedy=f"Write {Path(text).absolute()}.")
+        if _is_device(text):
+            return DeviceSource(path=text)
+        return FileSource(path=text, format=options.format)
+    except ValueError as error:
+        words = str(error).splitlines()
+        said = words[-1] if len(words) == 1 else words[2].strip().removeprefix("Value error, ").split(" [type=")[0]
+        raise UsageError(f"{said}.", remedy="A source is an absolute path, a block device or an NBD URI.") from None
+
+
+def _is_device(path: str) -> bool:
+    """By what it is; where nothing is there yet, by where it is: a file in /dev would be a typing error."""
+    try:
+        return stat.S_ISBLK(Path(path).stat().st_mode)
+    except OSError:
+        return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108 - a file system, not a temp file
+
+
+def _existing(copies: Sequence[CopySpec]) -> bool:
+    """Whether the images are there: all of them or none. Raises RefusedError for a mix, and for images in use."""
+    there: list[CopySpec] = []
+    absent: list[CopySpec] = []
+    for copy in copies:
+        present = not isinstance(copy.source, FileSource) or images.inspect(copy.source).exists
+        (there if present else absent).append(copy)
+    if there and absent:
+        raise RefusedError(
+            f"{there[0].source.label} exists and {absent[0].source.label} does not.",
+            remedy="Nothing was changed. Name images that all exist and hold the same data, or none that exists.",
+            copy=absent[0].name,
+            path=absent[0].source.label,
+        )
+    for copy in copies:
+        if isinstance(copy.source, FileSource) and (sidecar := identity.read(copy.source.path)) is not None:
+            path = identity.sidecar_path(copy.source.path)
+            raise RefusedError(
+                f"{copy.source.path} belongs to set '{sidecar.set}'.",
+                remedy=f"Nothing was changed. Delete that set, or, if it is gone for good, remove {path}.",
+                copy=copy.name,
+                path=copy.source.path,
+            )
+    return bool(there)
+
+
+def _spec(context: SetContext, copies: tuple[CopySpec, ...], options: CreateOptions, size_bytes: int) -> SetSpec:
+    if size_bytes <= 0 or size_bytes % 512:
+        raise UsageError(f"Size {size_bytes} is not a multiple of 512.", remedy="Choose one that is.")
+    for copy in copies:
+        unit = images.alignment(copy.source) if copy.cache == "none" else 512
+        if size_bytes % unit:
+            raise RefusedError(
+                f"Size {size_bytes} is not a multiple of {unit}, the block size under {copy.source.label}.",
+                remedy="Choose one that is, or use --cache writeback.",
+                copy=copy.name,
+                path=copy.source.label,
+            )
+    return SetSpec(
+        name=context.name,
+        uuid=uuid4(),
+        size=size_bytes,
+        threshold=options.threshold or strict_majority(len(copies)),
+        policy=options.policy,
+        copies=copies,
+    )
+
+
+def _same_again(context: SetContext, copies: tuple[CopySpec, ...], options: CreateOptions) -> Result:
+    """Idempotence: the same request again finds its work done; another one is refused."""
+    spec = context.spec()
+    same = (
+        [copy.source for copy in spec.copies] == [copy.source for copy in copies]
+        and options.size_bytes in {None, spec.size}
+        and options.policy == spec.policy
+        and options.threshold in {None, spec.threshold}
+    )
+    if not same:
+        raise RefusedError(
+            f"There is a set {context.name} already, defined otherwise in {context.definition_path}.",
+            remedy=f"Nothing was changed. See 'qorumctl show {context.name}', or choose another name.",
+            set_name=context.name,
+            path=str(context.definition_path),
+        )
+    return Result(set=context.name, command="create", changed=False)
+
+
+async def _make(context: SetContext, copies: tuple[CopySpec, ...], options: CreateOptions) -> None:
+    if options.size_bytes is None:
+        raise UsageError(
+            "The images do not exist yet, and no size was given.", remedy="Add --size, such as --size 20GiB."
+        )
+    spec = _spec(context, copies, options, options.size_bytes)
+    sources = [copy.source for copy in copies]
+    if not options.thin:
+        images.check_free_space(sources, spec.size)
+    files = [source for source in sources if isinstance(source, FileSource)]
+    made: list[tuple[int, str]] = []
+    with ExitStack() as stack:
+        try:
+            for source in files:
+                descriptor = images.create_exclusive(source.path, spec.size, source.format)
+                stack.callback(os.close, descriptor)
+                made.append((descriptor, source.path))
+            await _format(context, made, files, spec.size)
+            identity.found(spec, identity.this_host())
+            definitions.save(context.definition_path, spec)
+        except BaseException:
+            for descriptor, path in made:
+                if images.remove_created(descriptor, path):
+                    identity.remove(path)
+            raise
+
+
+async def _format(
+    context: SetContext, made: Sequence[tuple[int, str]], files: Sequence[FileSource], size_bytes: int
+) -> None:
+    """Formats on the inodes that we made: a path in a shared directory may lead elsewhere a moment later."""
+    if all(source.format == "raw" for source in files):
+        return
+    prepare_directories(context)
+    async with rolled_back(context, None) as monitor:
+        for (descriptor, path), source in zip(made, files, strict=True):
+            inode = f"/proc/{os.getpid()}/fd/{descriptor}"
+            await format_image(monitor, inode, source.format, size_bytes, label=path)
+    await end_leftover(context)
+
+
+async def _adopt(
+    context: SetContext, copies: tuple[CopySpec, ...], options: CreateOptions, observer: Observer, control: ScrubControl
+) -> None:
+    """Takes existing images: of one length, and equal in every byte."""
+    prepare_directories(context)
+    # The length is not known before the daemon has opened them; 512 only stands in for it.
+    provisional = _spec(context, copies, options, 1 << 20)
+    async with rolled_back(context, None) as monitor:
+        lengths = await context.quorum(provisional, monitor).open_copies(read_only=True)
+        size = options.size_bytes or lengths[copies[0].name]
+        for copy in copies:
+            if lengths[copy.name] != size:
+                raise RefusedError(
+                    f"{copy.source.label} has {lengths[copy.name]} bytes, "
+                    + (f"--size says {size}." if options.size_bytes else f"{copies[0].source.label} has {size}."),
+                    remedy="Nothing was changed. All copies must have one length.",
+                    copy=copy.name,
+                    path=copy.source.label,
+                )
+        spec = _spec(context, copies, options, size)
+        await asyncio.to_thread(_compare, context, spec, observer, control)
+    await end_leftover(context)
+    identity.found(spec, identity.this_host())
+    try:
+        definitions.save(context.definition_path, spec)
+    except BaseException:
+        for copy in spec.copies:
+            if isinstance(copy.source, FileSource):
+                identity.remove(copy.source.path)
+        raise
+
+
+def _compare(context: SetContext, spec: SetSpec, observer: Observer, control: ScrubControl) -> None:
+    """The engine in report mode over copies that nobody writes. Raises RefusedError where any sector differs."""
+    socket = context.runtime.nbd_sock
+    readers = [
+        NbdCopy(copy.name, socket, copy_node(copy.name), timeout_s=context.timeouts.copy_s) for copy in spec.copies
+    ]
+    differences = _Differences()
+    try:
+        plan = ScrubPlan(
+            size_bytes=spec.size,
+            threshold=spec.threshold,
+            repair=False,
+            rewriting=False,
+            within=Range(0, spec.size),
+            now=now,
+        )
+        observer.started(ScrubStart(spec.name, 0, "report", spec.size, None, recovery=False))
+        reason = Scrub(readers, QuietFence(), differences, _Onlooker(spec, observer, control), WallClock(), plan).run()
+    finally:
+        for reader in readers:
+            reader.close()
+    if reason is not None:
+        raise QorumError("Interrupted: no set was created and no image was changed.", set_name=spec.name)
+    if (first := differences.first) is not None:
+        who = (
+            "no two copies agree"
+            if first.verdict is FindingVerdict.NO_MAJORITY
+            else f"at fault: {', '.join(first.copies)}"
+        )
+        raise RefusedError(
+            f"The images are not equal: {differences.count} ranges ({format_size(differences.length_bytes)}) differ, "
+            f"the first at offset {first.range.offset}, {first.range.length} bytes ({who}).",
+            remedy="Nothing was changed. Copy the right image over the others, then create the set.",
+            set_name=spec.name,
+        )
+
+
+class _Differences:
+    """A journal that only counts: there is no set yet to keep findings for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.length_bytes = 0
+        self.first: Finding | None = None
+
+    def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
+        raise NotImplementedError("a comparison repairs nothing")
+
+    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
+        raise NotImplementedError("a comparison repairs nothing")
+
+    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
+        self.count += len(findings)
+        self.length_bytes += sum(f.range.length for f in findings)
+        if findings and self.first is None:
+            self.first = findings[0]
+
+
+class _Onlooker:
+    """A supervisor for a comparison: nothing is on record, only the caller can stop it."""
+
+    def __init__(self, spec: SetSpec, observer: Observer, control: ScrubControl) -> None:
+        self._observer = observer
+        self._control = control
+        self._progress = Progress(spec.size)
+        self._clock = WallClock()
+        self._read_bytes = 0
+
+    def stop_requested(self) -> StopReason | None:
+        return self._control.reason
+
+    def suspend_if_requested(self) -> None:
+        return
+
+    def wants_quiet(self) -> bool:
+        return self._control.reason is not None
+
+    def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
+        self._read_bytes += read_bytes
+        self._progress.advance(max(position_bytes, self._progress.position_bytes), self._clock.now_s())
+        progress = self._progress
+        self._observer.moved(
+            ScrubPosition(
+                progress.position_bytes,
+                progress.size_bytes,
+                self._read_bytes,
+                progress.rate_bytes_per_s,
+                progress.eta_s,
+                suspects,
+            )
+        )
+
+
+async def delete(context: SetContext, *, images_too: bool) -> Result:
+    """Forgets a stopped set: sidecars, state, definition last, so that an interrupted delete can be repeated."""
+    spec = context.spec()
+    if context.pid() is not None:
+        raise RefusedError(
+            f"{spec.name} is running.", remedy=f"Run 'qorumctl stop {spec.name}' first.", set_name=spec.name
+        )
+    await end_leftover(context)
+    sidecars = identity.read_all(spec)
+    identity.judge(sidecars, spec, identity.this_host().id)
+    for copy in spec.copies:
+        if isinstance(copy.source, FileSource):
+            # Only what carries this set's identity: the path may hold somebody else's image by now.
+            if images_too and sidecars[copy.name] is not None:
+                _unlink(copy.source.path)
+            if sidecars[copy.name] is not None:
+                identity.remove(copy.source.path)
+    if context.runtime.directory.is_dir():
+        shutil.rmtree(context.runtime.directory)
+    _unlink(str(context.definition_path))
+    shutil.rmtree(context.state_dir, ignore_errors=True)
+    return Result(set=spec.name, command="delete", changed=True)
+
+
+def _unlink(path: str) -> None:
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            f"{path} cannot be removed: {error.strerror}.", remedy="Check its rights, then delete again.", path=path
+        ) from None

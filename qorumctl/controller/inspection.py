@@ -1,0 +1,255 @@
+"""Looking at sets without touching them: `status`, `list`, `check`. No command sent here drains or waits for a lock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from qorumctl import identity, images
+from qorumctl.controller.attach import attachment
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.lifecycle import definition_differs, refuse_stale
+from qorumctl.copies.nbd import NbdCopy
+from qorumctl.core.findings import FindingVerdict
+from qorumctl.core.ranges import SECTOR_BYTES, Range
+from qorumctl.daemon.graph import copy_node
+from qorumctl.daemon.quorum_set import GraphState
+from qorumctl.errors import CopyUnavailableError, DaemonError, LockedError, QorumError
+from qorumctl.model.report import FindingDocument, RunSummary
+from qorumctl.model.spec import DeviceSource, FileSource, SetSpec
+from qorumctl.model.status import (
+    CheckItem,
+    CheckReport,
+    CopyState,
+    CopyStatus,
+    RunningScrub,
+    SetListing,
+    SetState,
+    SetStatus,
+)
+from qorumctl.store import RunState, SetLock
+from qorumctl.units import format_size
+
+Counts = dict[str, tuple[int, int, int]]
+
+
+@dataclass(slots=True)
+class _History:
+    """What the store remembers. `open_by_copy`: copy -> findings that were left in it."""
+
+    running_spec: SetSpec | None = None
+    scrub: RunningScrub | None = None
+    last: RunSummary | None = None
+    counts: Counts = field(default_factory=dict)
+    open_findings: int = 0
+    open_by_copy: dict[str, int] = field(default_factory=dict)
+    without_majority: list[FindingDocument] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What the daemon says. `silent`: copies that do not answer a read in time; `problem`: why it said nothing."""
+
+    graph: GraphState | None
+    silent: frozenset[str] = frozenset()
+    stalled: bool = False
+    problem: str | None = None
+
+
+async def status(context: SetContext) -> SetStatus:
+    """One set's status. Raises DefinitionError or StoreError where it cannot be told at all."""
+    pid = context.pid()
+    history = _history(context)
+    spec = context.spec() if history.running_spec is None or pid is None else history.running_spec
+    live = await _live(context, spec) if pid is not None else None
+    copies = [_copy_status(spec, name, history, live) for name in spec.copy_names]
+    state, reason = _judge(context, history, live, copies)
+    return SetStatus(
+        set=spec.name,
+        uuid=str(spec.uuid),
+        state=state,
+        reason=reason,
+        size=spec.size,
+        threshold=spec.threshold,
+        policy=spec.policy,
+        pid=pid,
+        volume=attachment(spec.name, context.runtime.nbd_sock).uri
+        if live and live.graph and live.graph.volume_exported
+        else None,
+        definition_differs=pid is not None and _edited(context, history.running_spec),
+        scrub=history.scrub,
+        last_scrub=history.last,
+        unrepaired=history.open_findings,
+        copies=copies,
+    )
+
+
+def _edited(context: SetContext, running: SetSpec | None) -> bool:
+    try:
+        return definition_differs(running, context.spec())
+    except QorumError:
+        return True
+
+
+def _history(context: SetContext) -> _History:
+    history = _History()
+    if not context.state_dir.is_dir():
+        return history
+    holder = SetLock.held_by(context.state_dir)
+    with context.store(read_only=True) as store:
+        history.running_spec = context.running_spec(store)
+        history.counts = store.copy_counts()
+        for run in store.runs(1):
+            history.last = store.run_summary(run)
+            if run.state is RunState.RUNNING and holder is not None and holder[0] == run.pid:
+                history.scrub = RunningScrub(run=run.id, mode=run.mode, position=run.position_bytes, pid=run.pid)
+        for finding in store.open_findings():
+            history.open_findings += 1
+            for name in finding.copies:
+                if finding.verdict is not FindingVerdict.NO_MAJORITY:
+                    history.open_by_copy[name] = history.open_by_copy.get(name, 0) + 1
+            if finding.verdict is FindingVerdict.NO_MAJORITY and len(history.without_majority) < 1:
+                history.without_majority.append(finding)
+    return history
+
+
+async def _live(context: SetContext, spec: SetSpec) -> _Live:
+    limit_s = context.timeouts.status_s
+    try:
+        async with asyncio.timeout(2 * limit_s), context.control(timeout_s=limit_s) as monitor:
+            graph = await context.quorum(spec, monitor).describe()
+    except LockedError as error:
+        return _Live(None, problem=error.message)
+    except (DaemonError, TimeoutError) as error:
+        words = error.message if isinstance(error, QorumError) else "The daemon does not answer."
+        return _Live(None, stalled=True, problem=words)
+    answers = await asyncio.gather(*(asyncio.to_thread(_answers, context, name) for name in graph.copies))
+    return _Live(graph, frozenset(name for name, ok in zip(graph.copies, answers, strict=True) if not ok))
+
+
+def _answers(context: SetContext, name: str) -> bool:
+    """Whether a copy answers a read of its first sector in time; with an I/O error is an answer too."""
+    try:
+        reader = NbdCopy(name, context.runtime.nbd_sock, copy_node(name), timeout_s=context.timeouts.status_s)
+        try:
+            reader.observe(Range(0, SECTOR_BYTES))
+        finally:
+            reader.close()
+    except CopyUnavailableError:
+        return False
+    return True
+
+
+def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None) -> CopyStatus:
+    state, note = CopyState.OFFLINE, None
+    if live is not None:
+        state = CopyState.CURRENT
+        if live.graph is not None and live.graph.assembled and name not in live.graph.copies:
+            state, note = CopyState.MISSING, "not in the quorum"
+        elif name in live.silent:
+            state, note = CopyState.STALLED, "does not answer"
+        elif left := history.open_by_copy.get(name, 0):
+            state, note = CopyState.SUSPECT, f"{left} damaged range{'s' if left > 1 else ''} not repaired"
+    outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
+    return CopyStatus(
+        name=name,
+        source=spec.copy_named(name).source.label,
+        state=state,
+        outvoted=outvoted,
+        unreadable=unreadable,
+        repaired=repaired,
+        note=note,
+    )
+
+
+def _judge(
+    context: SetContext, history: _History, live: _Live | None, copies: Sequence[CopyStatus]
+) -> tuple[SetState, str | None]:
+    if live is None:
+        if history.running_spec is not None:
+            return (
+                SetState.FAILED,
+                "The daemon is gone without having been stopped; the next start compares the copies.",
+            )
+        return SetState.STOPPED, "The set is not running."
+    if live.stalled:
+        return SetState.STALLED, live.problem
+    if live.graph is not None and not (live.graph.assembled and live.graph.volume_exported):
+        if SetLock.held_by(context.state_dir) is not None:
+            return SetState.STOPPED, "Another command is at work on the set; the volume is not exported yet."
+        return SetState.FAILED, "The volume is not exported: an earlier command did not finish."
+    if any(copy.state is CopyState.STALLED for copy in copies):
+        names = ", ".join(copy.name for copy in copies if copy.state is CopyState.STALLED)
+        return SetState.STALLED, f"Copy {names} does not answer; reads and writes of the volume wait for it."
+    if history.without_majority:
+        first = history.without_majority[0]
+        return SetState.DAMAGED, f"No majority at offset {first.offset} ({first.length} bytes): reading there fails."
+    for copy in copies:
+        if copy.state is not CopyState.CURRENT:
+            return SetState.DEGRADED, f"Copy {copy.name}: {copy.note}."
+    return SetState.HEALTHY, live.problem
+
+
+async def listing(context: SetContext) -> SetListing:
+    """One line of `list`: a definition that cannot be used is listed with its error."""
+    try:
+        found = await status(context)
+    except QorumError as error:
+        return SetListing(name=context.name, state=SetState.FAILED, size=None, copies=None, error=str(error))
+    return SetListing(name=found.set, state=found.state, size=found.size, copies=len(found.copies))
+
+
+def check(context: SetContext) -> CheckReport:
+    """Looks at everything that `start` would look at before it starts a daemon. Changes nothing."""
+    spec = context.spec()
+    items = [CheckItem(subject="definition", ok=True, detail=str(context.definition_path))]
+    items.append(_try("sockets", context.runtime.check, str(context.runtime.directory)))
+    items.append(
+        _try("images", lambda: images.distinct(spec.copies, own_socket=context.runtime.nbd_sock), "all different")
+    )
+    for copy in spec.copies:
+        items.append(_check_copy(spec, copy.name))
+    items.append(_try("identity", lambda: _check_identity(spec), "all of this set, none has missed writes"))
+    return CheckReport(set=spec.name, ok=all(item.ok for item in items), items=items)
+
+
+def _try(subject: str, look: Callable[[], object], detail: str) -> CheckItem:
+    try:
+        look()
+    except QorumError as error:
+        return CheckItem(subject=subject, ok=False, detail=error.message, remedy=error.remedy)
+    return CheckItem(subject=subject, ok=True, detail=detail)
+
+
+def _check_copy(spec: SetSpec, name: str) -> CheckItem:
+    source = spec.copy_named(name).source
+    subject = f"copy {name}"
+    try:
+        size: int | None = spec.size
+        if isinstance(source, FileSource):
+            info = images.inspect(source)
+            if not info.exists:
+                return CheckItem(
+                    subject=subject,
+                    ok=False,
+                    detail=f"{source.path} does not exist.",
+                    remedy="Mount what it lives on, or bring it back.",
+                )
+            size = info.size_bytes
+        elif isinstance(source, DeviceSource):
+            size = images.device_size(source.path)
+        if size != spec.size:
+            return CheckItem(
+                subject=subject,
+                ok=False,
+                detail=f"{source.label} has {size} bytes, the set {spec.size}.",
+                remedy="Restore its length, or correct the definition's size.",
+            )
+    except QorumError as error:
+        return CheckItem(subject=subject, ok=False, detail=error.message, remedy=error.remedy)
+    return CheckItem(subject=subject, ok=True, detail=f"{source.label}, {format_size(spec.size)}")
+
+
+def _check_identity(spec: SetSpec) -> None:
+    refuse_stale(spec, identity.judge(identity.read_all(spec), spec, identity.this_host().id))

@@ -1,0 +1,237 @@
+"""Runs the engine: on a running set through its fence, on a stopped one read-only, always in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qorumctl.controller.bridge import LiveFence, QuietFence
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
+from qorumctl.controller.options import ScrubOptions
+from qorumctl.copies.base import CopyReader
+from qorumctl.copies.nbd import NbdCopy
+from qorumctl.core.findings import Cause, Checkpoint, Finding
+from qorumctl.core.progress import Progress
+from qorumctl.core.ranges import Range
+from qorumctl.daemon.graph import copy_node
+from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.errors import QorumError
+from qorumctl.model.report import Mode, ScrubReport
+from qorumctl.model.spec import SetSpec
+from qorumctl.scrub.engine import Scrub
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import Journal, StopReason
+from qorumctl.store import RunRecord, Store
+from qorumctl.store.records import now
+
+_TELL_EVERY_S = 0.1
+_NOTE_EVERY_S = 1.0
+_ASK_EVERY_S = 0.25
+"""How often another terminal's `pause` or `cancel` is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubJob:
+    """One run to carry out on an assembled set (`quorum` given) or on copies opened read-only (None)."""
+
+    spec: SetSpec
+    mode: Mode
+    options: ScrubOptions
+    quorum: QuorumSet | None
+    cause: Cause | None = None
+
+
+class WallClock:
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+async def run(context: SetContext, job: ScrubJob, observer: Observer, control: ScrubControl) -> ScrubReport:
+    """Carries one run out, under the set's lock, which the caller holds. Returns its report, finished or not.
+
+    Raises what the daemon, a copy or the store raises; the run is then on record as failed, and can be resumed.
+    """
+    loop = asyncio.get_running_loop()
+    return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(_run, context, job, observer, control, loop)))
+
+
+def _run(
+    context: SetContext, job: ScrubJob, observer: Observer, control: ScrubControl, loop: asyncio.AbstractEventLoop
+) -> ScrubReport:
+    with context.store() as store:
+        record = _record(store, job)
+        observer.started(
+            ScrubStart(
+                job.spec.name,
+                record.id,
+                job.mode,
+                job.spec.size,
+                record.checkpoint.cursor_bytes if record.checkpoint != Checkpoint() else None,
+                job.cause is not None,
+            )
+        )
+        supervisor = _Supervisor(store, record, observer, control)
+        try:
+            reason = _engine(context, job, store, record, supervisor, loop)
+        except QorumError as error:
+            store.fail_run(record.id, str(error))
+            raise
+        if reason is None:
+            store.finish_run(record.id)
+        else:
+            store.suspend_run(record.id)
+            if reason is StopReason.CANCELLED:
+                store.abandon_run(record.id)
+        return store.scrub_report(record.id)
+
+
+def _engine(
+    context: SetContext,
+    job: ScrubJob,
+    store: Store,
+    record: RunRecord,
+    supervisor: _Supervisor,
+    loop: asyncio.AbstractEventLoop,
+) -> StopReason | None:
+    readers: list[NbdCopy] = []
+
+    def hang_up() -> None:
+        for reader in readers:
+            reader.close()
+
+    fence: LiveFence | QuietFence = QuietFence()
+    socket = context.runtime.nbd_sock
+    if job.quorum is not None:
+        fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up)
+    try:
+        for name in job.spec.copy_names:
+            readers.append(NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s))
+        plan = _plan(job, store, record)
+        journal = _CountingJournal(store.journal(record.id), supervisor)
+        wards: Sequence[CopyReader] = readers
+        return Scrub(wards, fence, journal, supervisor, WallClock(), plan).run()
+    finally:
+        fence.close()
+        hang_up()
+
+
+def _record(store: Store, job: ScrubJob) -> RunRecord:
+    """The run to go on with: the newest unfinished one where it was asked for the same, else a new one."""
+    options, parameters = job.options, {"copies": list(job.spec.copy_names), "threshold": job.spec.threshold}
+    unfinished = store.unfinished_run()
+    if unfinished is not None:
+        same = (
+            unfinished.mode == job.mode
+            and unfinished.size_bytes == job.spec.size
+            and unfinished.within == options.within
+            and unfinished.thorough == options.thorough
+            and unfinished.cause == job.cause
+            and dict(unfinished.parameters) == parameters
+        )
+        # A recovery starts over: guests may have written, and the daemon died again, since the last one.
+        if same and not options.fresh and job.cause is None:
+            return store.reopen_run(unfinished.id, os.getpid())
+        if unfinished.within is None or options.within is not None:
+            store.abandon_run(unfinished.id)
+    return store.begin_run(
+        job.mode, job.spec.size, options.within, options.thorough, job.cause, os.getpid(), parameters
+    )
+
+
+def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
+    checkpoint = record.checkpoint
+    rate = job.options.rate_bytes_per_s or job.spec.scrub.rate
+    return ScrubPlan(
+        size_bytes=job.spec.size,
+        threshold=job.spec.threshold,
+        repair=job.mode == "repair",
+        rewriting=job.quorum is not None and job.spec.policy == "repair",
+        within=job.options.within or Range(0, job.spec.size),
+        now=now,
+        thorough=job.options.thorough,
+        rate_bytes_per_s=rate,
+        cause=job.cause,
+        checkpoint=checkpoint,
+        pending=store.pending_findings(record.id),
+        settled=store.settled_ranges(record.id, checkpoint.cursor_bytes),
+    )
+
+
+class _CountingJournal:
+    """A journal that also counts, for the progress bar."""
+
+    def __init__(self, journal: Journal, supervisor: _Supervisor) -> None:
+        self._journal = journal
+        self._supervisor = supervisor
+
+    def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
+        self._supervisor.findings += len(findings)
+        return self._journal.begin_repair(findings)
+
+    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
+        self._journal.settle(outcomes, checkpoint)
+
+    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
+        self._supervisor.findings += len(findings)
+        self._journal.record(findings, checkpoint)
+
+
+class _Supervisor:
+    """A scrub.ports.Supervisor: asks the caller's control and the store, tells the observer and the store."""
+
+    def __init__(self, store: Store, record: RunRecord, observer: Observer, control: ScrubControl) -> None:
+        self.findings = 0
+        self._store = store
+        self._run = record.id
+        self._observer = observer
+        self._control = control
+        self._progress = Progress(record.size_bytes, record.checkpoint.cursor_bytes)
+        self._read_bytes = 0
+        self._asked_at_s = self._told_at_s = self._noted_at_s = 0.0
+
+    def stop_requested(self) -> StopReason | None:
+        now_s = time.monotonic()
+        if self._control.reason is None and now_s - self._asked_at_s >= _ASK_EVERY_S:
+            self._asked_at_s = now_s
+            match self._store.pending_request(self._run):
+                case "pause":
+                    self._control.stop(StopReason.PAUSED)
+                case "cancel":
+                    self._control.stop(StopReason.CANCELLED)
+        return self._control.reason
+
+    def suspend_if_requested(self) -> None:
+        if self._control.suspend_requested:
+            self._control.resumed()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def wants_quiet(self) -> bool:
+        return self._control.suspend_requested or self.stop_requested() is not None
+
+    def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
+        now_s = time.monotonic()
+        self._read_bytes += read_bytes
+        self._progress.advance(max(position_bytes, self._progress.position_bytes), now_s)
+        if now_s - self._noted_at_s >= _NOTE_EVERY_S:
+            self._noted_at_s = now_s
+            self._store.note_position(self._run, self._progress.position_bytes)
+        if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == self._progress.size_bytes:
+            self._told_at_s = now_s
+            self._observer.moved(
+                ScrubPosition(
+                    self._progress.position_bytes,
+                    self._progress.size_bytes,
+                    self._read_bytes,
+                    self._progress.rate_bytes_per_s,
+                    self._progress.eta_s,
+                    self.findings,
+                )
+            )

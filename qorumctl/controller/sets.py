@@ -1,0 +1,292 @@
+"""QuorumSets: every command on sets, typed and asynchronous. The command line is one caller of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from qorumctl import definitions
+from qorumctl.controller import creation, inspection, lifecycle, scrubbing
+from qorumctl.controller.attach import attachment
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.observer import Observer, ScrubControl, Silent
+from qorumctl.controller.options import CreateOptions, ScrubOptions, Timeouts
+from qorumctl.core.ranges import SECTOR_BYTES
+from qorumctl.errors import DaemonGoneError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.model.report import History, ScrubReport
+from qorumctl.model.spec import SetSpec
+from qorumctl.model.status import (
+    AttachReport,
+    CheckReport,
+    ListReport,
+    QmpReport,
+    Result,
+    ShowReport,
+    StatusReport,
+)
+from qorumctl.paths import Directories, directories
+from qorumctl.store import RunState, SetLock
+from qorumctl.store.records import Request
+
+_POLL_S = 0.05
+
+
+class QuorumSets:
+    """All sets of one user. Every method raises QorumError, with a sentence and a remedy; nothing else.
+
+    Commands that change a set hold its lock: LockedError names who has it.
+    """
+
+    def __init__(self, directories_: Directories | None = None, *, timeouts: Timeouts | None = None) -> None:
+        self._directories = directories_ or directories()
+        self._timeouts = timeouts or Timeouts()
+
+    def names(self) -> list[str]:
+        """All that are defined, sorted."""
+        return definitions.names(self._directories.config)
+
+    # -- their life
+
+    async def create(
+        self,
+        name: str,
+        sources: Sequence[str],
+        options: CreateOptions,
+        *,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> Result:
+        """Makes images, or adopts equal ones (`observer` follows the comparison), and writes the definition."""
+        context = self._context(name)
+        with context.lock("create"):
+            return await creation.create(context, sources, options, observer or Silent(), control or ScrubControl())
+
+    async def start(
+        self,
+        name: str,
+        *,
+        now: bool = False,
+        takeover: bool = False,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> Result:
+        """Starts and assembles. After an unclean stop the copies are compared first, unless `now`."""
+        context = self._defined(name)
+        with context.lock("start"):
+            result = await lifecycle.start(
+                context, now=now, takeover=takeover, observer=observer or Silent(), control=control or ScrubControl()
+            )
+        return result.model_copy(update={"state": (await inspection.status(context)).state})
+
+    async def stop(self, name: str, *, force: bool = False) -> Result:
+        """Refused while a guest is connected, unless `force`."""
+        context = self._context(name)
+        if context.pid() is None:
+            context.spec()
+        with context.lock("stop"):
+            return await lifecycle.stop(context, force=force)
+
+    async def restart(
+        self,
+        name: str,
+        *,
+        force: bool = False,
+        now: bool = False,
+        takeover: bool = False,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> Result:
+        """Stop, then start, under one hold of the lock; refused before the stop where the definition is unusable."""
+        context = self._defined(name)
+        with context.lock("restart"):
+            stopped = await lifecycle.stop(context, force=force)
+            started = await lifecycle.start(
+                context, now=now, takeover=takeover, observer=observer or Silent(), control=control or ScrubControl()
+            )
+        state = (await inspection.status(context)).state
+        update = {"command": "restart", "state": state, "warnings": [*stopped.warnings, *started.warnings]}
+        return started.model_copy(update=update)
+
+    async def delete(self, name: str, *, images: bool = False) -> Result:
+        """Forgets a stopped set; with `images`, removes its image files too. There is no way back: ask before."""
+        context = self._defined(name)
+        with context.lock("delete"):
+            return await creation.delete(context, images_too=images)
+
+    # -- looking
+
+    async def list(self) -> ListReport:
+        contexts = [self._context(name) for name in self.names()]
+        return ListReport(sets=[await inspection.listing(context) for context in contexts])
+
+    async def status(self, names: Sequence[str] = ()) -> StatusReport:
+        """Of the named sets; of all where none is named."""
+        contexts = [self._context(name) for name in names] if names else [self._context(n) for n in self.names()]
+        return StatusReport(sets=[await inspection.status(context) for context in contexts])
+
+    def show(self, name: str) -> ShowReport:
+        context = self._context(name)
+        return ShowReport(
+            definition=context.spec(),
+            definition_path=str(context.definition_path),
+            state_directory=str(context.state_dir),
+            runtime_directory=str(context.runtime.directory),
+        )
+
+    async def check(self, name: str) -> CheckReport:
+        """What `start` would refuse, without starting."""
+        return inspection.check(self._context(name))
+
+    async def attach(self, name: str) -> AttachReport:
+        """How a guest uses the volume; the set need not run for that."""
+        context = self._defined(name)
+        return attachment(name, context.runtime.nbd_sock)
+
+    def history(self, name: str) -> History:
+        context = self._defined(name)
+        with context.store(read_only=True) as store:
+            return store.history()
+
+    def report(self, name: str, run: int | None = None) -> ScrubReport:
+        """Of the newest run where none is named."""
+        context = self._defined(name)
+        with context.store(read_only=True) as store:
+            if run is None:
+                newest = store.runs(1)
+                if not newest:
+                    raise StoreError(
+                        f"{name} has never been scrubbed.", remedy=f"Run 'qorumctl scrub {name}'.", set_name=name
+                    )
+                run = newest[0].id
+            return store.scrub_report(run)
+
+    # -- scrubbing
+
+    async def scrub(
+        self,
+        name: str,
+        options: ScrubOptions,
+        *,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> ScrubReport:
+        """Resumes an unfinished run of the same kind, or begins a new one. Returns its report, finished or not."""
+        context = self._defined(name)
+        if options.transport == "shm":
+            raise UsageError("Reading through shared memory is not available.", remedy="Use --transport nbd, or auto.")
+        with context.lock("scrub"):
+            running = context.pid() is not None
+            spec = self._spec_in_force(context) if running else context.spec()
+            _check_options(spec, options, running=running)
+            mode = options.mode or spec.policy
+            args = (observer or Silent(), control or ScrubControl())
+            if not running:
+                return await self._scrub_stopped(context, spec, options, *args)
+            async with context.scrub_monitor() as monitor:
+                quorum = context.quorum(spec, monitor)
+                await quorum.sweep()
+                state = await quorum.describe()
+                if not state.assembled or set(state.copies) != set(spec.copy_names):
+                    raise DaemonGoneError(
+                        f"The daemon of {name} is not assembled: an earlier command did not finish.",
+                        remedy=f"Run 'qorumctl start {name}'.",
+                        set_name=name,
+                    )
+                return await scrubbing.run(context, scrubbing.ScrubJob(spec, mode, options, quorum), *args)
+
+    async def _scrub_stopped(
+        self, context: SetContext, spec: SetSpec, options: ScrubOptions, observer: Observer, control: ScrubControl
+    ) -> ScrubReport:
+        """Compares copies that nobody uses: opened read-only by a daemon of its own, which ends with the scrub."""
+        lifecycle.vet(context, spec, takeover=False)
+        lifecycle.prepare_directories(context)
+        async with lifecycle.rolled_back(context, None) as monitor:
+            await context.quorum(spec, monitor).open_copies(read_only=True)
+            report = await scrubbing.run(context, scrubbing.ScrubJob(spec, "report", options, None), observer, control)
+        await lifecycle.end_leftover(context)
+        return report
+
+    async def pause(self, name: str) -> ScrubReport:
+        """Asks a running scrub to stop, and waits until it has. The next scrub resumes it."""
+        return await self._ask(name, "pause")
+
+    async def cancel(self, name: str) -> ScrubReport:
+        """Like `pause`, and also for a paused one: it is not resumed."""
+        return await self._ask(name, "cancel")
+
+    async def _ask(self, name: str, what: Request) -> ScrubReport:
+        context = self._defined(name)
+        with context.store() as store:
+            holder = SetLock.held_by(context.state_dir)
+            asked = store.request(what) if holder is not None else None
+            if asked is None or (holder is not None and holder[0] != asked.pid):
+                unfinished = store.unfinished_run() if holder is None else None
+                if what == "cancel" and unfinished is not None:
+                    store.abandon_run(unfinished.id)
+                    return store.scrub_report(unfinished.id)
+                raise RefusedError(
+                    f"No scrub of {name} is running.", remedy=f"See 'qorumctl history {name}'.", set_name=name
+                )
+            ends_at_s = time.monotonic() + self._timeouts.stop_s
+            while (run := store.run(asked.id)) is not None and run.state is RunState.RUNNING:
+                if SetLock.held_by(context.state_dir) is None:
+                    break
+                if time.monotonic() > ends_at_s:
+                    raise QorumError(
+                        f"The scrub of {name} (pid {asked.pid}) has not stopped within {self._timeouts.stop_s:g} s.",
+                        remedy="It will when the copies answer again; see 'qorumctl status'.",
+                        set_name=name,
+                    )
+                await asyncio.sleep(_POLL_S)
+            return store.scrub_report(asked.id)
+
+    # -- the expert's door
+
+    async def qmp(self, name: str, command: str, arguments: Mapping[str, object] | None = None) -> QmpReport:
+        """One QMP command under the set's lock. It can do anything, also harm: see QEMU's own documentation."""
+        context = self._defined(name)
+        with context.lock("qmp"):
+            if context.pid() is None:
+                raise DaemonGoneError(f"{name} is not running.", remedy=f"Run 'qorumctl start {name}'.", set_name=name)
+            async with context.control() as monitor:
+                result = await monitor.execute(command, arguments, timeout_s=self._timeouts.drain_s)
+        return QmpReport(set=name, command=command, result=result)
+
+    # -- details
+
+    def _context(self, name: str) -> SetContext:
+        self._directories.definition_path(name)
+        return SetContext(name, self._directories, self._timeouts)
+
+    def _defined(self, name: str) -> SetContext:
+        """Raises DefinitionError before anything is made for a name that no definition has."""
+        context = self._context(name)
+        context.spec()
+        return context
+
+    @staticmethod
+    def _spec_in_force(context: SetContext) -> SetSpec:
+        with context.store() as store:
+            return context.running_spec(store) or context.spec()
+
+
+def _check_options(spec: SetSpec, options: ScrubOptions, *, running: bool) -> None:
+    if options.mode == "repair" and spec.policy == "report":
+        raise RefusedError(
+            f'{spec.name} has policy "report": nothing of it is ever rewritten.',
+            remedy='Use --report, or set policy = "repair" in its definition and restart it.',
+            set_name=spec.name,
+        )
+    if not running and (options.mode or spec.policy) == "repair":
+        raise RefusedError(
+            f"{spec.name} is not running, so nothing can be repaired.",
+            remedy=f"Run 'qorumctl start {spec.name}' first, or compare its copies as they are with --report.",
+            set_name=spec.name,
+        )
+    within = options.within
+    if within is not None and (within.offset % SECTOR_BYTES or within.length % SECTOR_BYTES or within.end > spec.size):
+        raise UsageError(
+            f"The range {within.offset}:{within.length} is not whole sectors within {spec.size} bytes.",
+            remedy="Use multiples of 512 that lie within the disk.",
+        )
