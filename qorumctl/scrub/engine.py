@@ -83,7 +83,7 @@ class Scrub:
             if suspects:
                 self._confirm_segment(segment, suspects, watch)
             else:
-                self._journal.record([], self._advance(segment))
+                self._conclude([], self._advance(segment))
         finally:
             self._fence.forget([watch])
 
