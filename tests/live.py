@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ class Daemons:
         for paths, pid in self._started:
             process.kill(paths, pid)
         for paths, pid in self._started:
-            wait_for(lambda paths=paths, pid=pid: process.running_pid(paths) != pid, f"the end of daemon {pid}")
+            wait_for(partial(_gone, paths, pid), f"the end of daemon {pid}")
+
+
+def _gone(paths: RuntimePaths, pid: int) -> bool:
+    return process.running_pid(paths) != pid
 
 
 class NbdServer:
@@ -71,6 +76,9 @@ class NbdServer:
     def pause(self) -> None:
         """From now on it answers nothing, as storage that hangs."""
         self._process.send_signal(signal.SIGSTOP)
+        # A thread that runs on another processor stops a moment later.
+        threads = list(Path(f"/proc/{self._process.pid}/task").iterdir())
+        wait_for(lambda: all(" T " in (thread / "stat").read_text() for thread in threads), "a stopped server")
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)

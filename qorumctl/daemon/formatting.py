@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any, Literal
 
 from qorumctl.daemon.client import Monitor
-from qorumctl.errors import CommandError, CopyError, DaemonStalledError
+from qorumctl.errors import CommandError, CopyError, DaemonStalledError, QorumError
 
 _NODE = "qorum-format"
 _JOB = "qorum-format"
@@ -39,8 +40,12 @@ async def format_image(
         )
         try:
             await _create(monitor, size_bytes, shown, timeout_s)
-        finally:
-            await monitor.execute("blockdev-del", {"node-name": _NODE}, timeout_s=timeout_s)
+        except BaseException:
+            # A job that hangs keeps the node; what matters is why.
+            with contextlib.suppress(QorumError):
+                await monitor.execute("blockdev-del", {"node-name": _NODE}, timeout_s=timeout_s)
+            raise
+        await monitor.execute("blockdev-del", {"node-name": _NODE}, timeout_s=timeout_s)
     except CommandError as error:
         raise _failed(shown, error.description) from None
 

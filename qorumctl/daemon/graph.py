@@ -143,4 +143,7 @@ def _nbd(name: str, endpoint: NbdEndpoint) -> QmpArguments:
     node["reconnect-delay"] = 0
     if endpoint.tls:
         node["tls-creds"] = tls_id(name)
+        if endpoint.socket is not None:
+            # A socket has no host name, and QEMU refuses to check a certificate against none.
+            node["tls-hostname"] = "localhost"
     return node

@@ -13,7 +13,9 @@ import os
 import select
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import threading
 import time
@@ -123,15 +125,9 @@ def running_pid(paths: RuntimePaths) -> int | None:
     process, is None: the process must be alive and name our pidfile on its command line."""
     try:
         pid = int(paths.pidfile.read_text())
-        if pid <= 0:
-            return None
-        process = Path("/proc") / str(pid)
-        # The name in parentheses may hold anything; the state follows the last one.
-        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-        arguments = (process / "cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return None
-    return pid if state not in "ZX" and _names_pidfile(arguments, paths.pidfile) else None
+    return pid if pid > 0 and _is_ours(paths, pid) else None
 
 
 async def wait_gone(paths: RuntimePaths, pid: int, *, deadline_s: float) -> bool:
@@ -160,8 +156,9 @@ def kill(paths: RuntimePaths, pid: int) -> bool:
 
 
 def clear_runtime(paths: RuntimePaths) -> None:
-    """Removes the sockets and the pidfile of a dead daemon. RefusedError when it lives."""
-    if (pid := running_pid(paths)) is not None:
+    """Removes the sockets and the pidfile of a dead daemon. RefusedError when one lives."""
+    # A pidfile can be lost. Clearing, or starting another daemon, would then cut off one that guests use.
+    if (pid := running_pid(paths) or _listener(paths)) is not None:
         raise RefusedError(
             f"A daemon (pid {pid}) already serves {paths.directory}.",
             remedy="Stop the set first.",
@@ -269,18 +266,38 @@ def _last_line(log: Path, start: int) -> str:
     return ""
 
 
-def _names_pidfile(arguments: list[bytes], pidfile: Path) -> bool:
-    for at, argument in enumerate(arguments):
-        if argument == b"--pidfile" and at + 1 < len(arguments):
-            named = arguments[at + 1]
-        elif argument.startswith(b"--pidfile="):
-            named = argument.removeprefix(b"--pidfile=")
-        else:
-            continue
-        # The same file by another path (a symlinked runtime directory) is still our daemon.
-        with contextlib.suppress(OSError):
-            return named == os.fsencode(pidfile) or Path(os.fsdecode(named)).samefile(pidfile)
+def _is_ours(paths: RuntimePaths, pid: int) -> bool:
+    """Whether `pid` is alive and was started for these paths. Asks the process alone: it removes its pidfile before it
+    has ended."""
+    process = Path("/proc") / str(pid)
+    try:
+        # The name in parentheses may hold anything; the state follows the last one.
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+    except (OSError, IndexError):
+        return False
+    if state in "ZX" or b"--pidfile" not in arguments[:-1]:
+        return False
+    named = Path(os.fsdecode(arguments[arguments.index(b"--pidfile") + 1]))
+    if named == paths.pidfile:
+        return True
+    # The same directory by another path, a symlink in it, is still ours.
+    with contextlib.suppress(OSError):
+        return named.name == paths.pidfile.name and named.parent.samefile(paths.directory)
     return False
+
+
+def _listener(paths: RuntimePaths) -> int | None:
+    """The pid of a living daemon of ours that listens on the control socket, whatever became of its pidfile."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.setblocking(False)
+            probe.connect(str(paths.control_sock))
+            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except OSError:
+            return None
+    # Seen with QEMU's io_uring: for milliseconds after SIGKILL the kernel still accepts for a process that is gone.
+    return pid if _is_ours(paths, pid) else None
 
 
 @contextlib.contextmanager
@@ -293,7 +310,7 @@ def _pidfd(paths: RuntimePaths, pid: int) -> Iterator[int | None]:
         return
     try:
         # Checked after opening: what the handle means can no longer change.
-        yield process if running_pid(paths) == pid else None
+        yield process if _is_ours(paths, pid) else None
     finally:
         os.close(process)
 

@@ -84,8 +84,8 @@ class QuorumSet:
     async def assemble(self) -> None:
         """Quorum, fence and the `heal` export over the opened copies.
 
-        Raises RefusedError before anything is added when a copy's length is not the set's size: QEMU aborts on a read
-        past the end of a shorter child.
+        Raises RefusedError before anything is added when a copy's length is not the set's size (QEMU aborts on a read
+        past the end of a shorter child), or when two copies are one image.
         """
         lengths = await self._lengths()
         for copy in self._spec.copies:
@@ -100,7 +100,17 @@ class QuorumSet:
                     copy=copy.name,
                     path=copy.source.label,
                 )
-        await self._run("blockdev-add", graph.quorum_node(self._spec))
+        try:
+            await self._run("blockdev-add", graph.quorum_node(self._spec))
+        except CommandError as error:
+            if '" lock' not in error.description:
+                raise
+            # Each copy alone could be locked when it was opened.
+            raise RefusedError(
+                f"Two copies of {self._spec.name} are one image, or another process has just begun to use one.",
+                remedy="Each copy needs an image of its own: look for hard links and symbolic links among them.",
+                set_name=self._spec.name,
+            ) from None
         await self._run("blockdev-add", graph.fence_node())
         await self._run("block-export-add", graph.heal_export())
 

@@ -25,6 +25,7 @@ TCP = {"type": "nbd", "uri": "nbd://10.0.0.1/web"}
 TCP6 = {"type": "nbd", "uri": "nbd://[fd00::1]:99/web"}
 UNIX = {"type": "nbd", "uri": "nbd+unix:///web?socket=/run/x.sock"}
 TLS = {"type": "nbd", "uri": "nbds://store/web?tls-certificates=/etc/certs"}
+TLS_UNIX = {"type": "nbd", "uri": "nbds+unix:///web?socket=/run/x.sock"}
 
 DIRECT = {"direct": True, "no-flush": False}
 CACHED = {"direct": False, "no-flush": False}
@@ -78,6 +79,18 @@ def test_a_node_is_told_to_be_a_copy_by_its_name(node: str, name: str | None) ->
                 "server": {"type": "unix", "path": "/run/x.sock"},
                 "export": "web",
                 "reconnect-delay": 0,
+            },
+        ),
+        (
+            TLS_UNIX,
+            "none",
+            {
+                "driver": "nbd",
+                "server": {"type": "unix", "path": "/run/x.sock"},
+                "export": "web",
+                "reconnect-delay": 0,
+                "tls-creds": "tls-a",
+                "tls-hostname": "localhost",
             },
         ),
         (

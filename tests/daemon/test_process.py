@@ -169,11 +169,11 @@ def test_a_wrong_override_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- whose pid it is
 
 
-@pytest.mark.parametrize("text", ["", "x", "0", "-1", "999999999", f"{os.getpid()}", "1"])
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "999999999", "1", "ourselves"])
 def test_a_pidfile_that_names_no_daemon_of_ours_means_stopped(daemons: Daemons, text: str) -> None:
     paths = daemons.paths()
     assert process.running_pid(paths) is None
-    paths.pidfile.write_text(f"{text}\n")
+    paths.pidfile.write_text(text.replace("ourselves", str(os.getpid())) + "\n")
     assert process.running_pid(paths) is None
 
 
@@ -249,6 +249,20 @@ async def test_a_dead_daemons_sockets_do_not_hinder_the_next(daemons: Daemons) -
     finally:
         process.kill(paths, again)
         assert await process.wait_gone(paths, again, deadline_s=DEADLINE_S)
+
+
+@live
+async def test_a_living_daemon_whose_pidfile_was_lost_is_neither_cleared_nor_replaced(daemons: Daemons) -> None:
+    paths, pid = await daemons.spawn()
+    paths.pidfile.unlink()
+    assert process.running_pid(paths) is None
+    with pytest.raises(RefusedError, match=f"pid {pid}"):
+        await process.spawn(paths)
+    async with await Monitor.open(paths.control_sock) as monitor:
+        assert await monitor.execute("query-block-exports") == []
+    assert not await process.wait_gone(paths, pid, deadline_s=0), "its pid is still known to be ours"
+    assert process.kill(paths, pid)
+    assert await process.wait_gone(paths, pid, deadline_s=DEADLINE_S)
 
 
 def test_a_file_in_a_sockets_place_is_not_deleted(daemons: Daemons) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -207,7 +208,7 @@ async def test_one_image_under_two_names_is_refused_by_its_lock(daemons: Daemons
     os.link(original, link)
     async with running(daemons, make_spec({"a": original, "b": link, "c": image("c")})) as (quorum, _):
         await quorum.open_copies(read_only=False)
-        with pytest.raises(CommandError, match="lock"):
+        with pytest.raises(RefusedError, match="one image"):
             await quorum.assemble()
         await quorum.dissolve()
         assert (await quorum.describe()).empty
@@ -341,3 +342,39 @@ async def test_quit_ends_the_daemon_with_everything_written(daemons: Daemons, im
     wait_for(lambda: process.running_pid(paths) is None, "the end")
     for path in images.values():
         assert_sound(path, b"last words")
+
+
+# --- TLS
+
+
+def make_certificates(directory: Path) -> Path:
+    """A throw-away authority and a server certificate for localhost, under the names that nbdkit and QEMU expect."""
+    directory.mkdir()
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    openssl(*new, "-subj", "/CN=test authority", "-keyout", "ca-key.pem", "-out", "ca-cert.pem")
+    openssl(
+        *(*new, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+        *("-addext", "basicConstraints=critical,CA:FALSE", "-CA", "ca-cert.pem", "-CAkey", "ca-key.pem"),
+        *("-keyout", "server-key.pem", "-out", "server-cert.pem"),
+    )
+    return directory
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_a_copy_behind_tls(
+    daemons: Daemons, image: Image, nbdkit: Callable[..., NbdServer], connect: Connect, short_dir: Path
+) -> None:
+    certificates = make_certificates(short_dir / "pki")
+    server = nbdkit("--tls=require", f"--tls-certificates={certificates}", "memory", SIZE)
+    uri = server.uri.replace("nbd+unix", "nbds+unix") + f"&tls-certificates={certificates}"
+    async with running(daemons, make_spec({"a": image("a"), "b": image("b"), "c": uri})) as (quorum, paths):
+        for _ in range(2):
+            assert (await quorum.open_copies(read_only=False))["c"] == SIZE
+            await quorum.assemble()
+            assert connect(paths, "copy-c").pread(512, 0) == bytes(512)
+            await quorum.dissolve()
+            assert (await quorum.describe()).empty
