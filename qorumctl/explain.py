@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ _EXPECTED = {
     "dict": "a table",
     "uuid": "a UUID",
 }
+
+
+_LONG_QUOTE = re.compile(r"'([^']{57})[^']{4,}'")
 
 
 def explain(error: ValidationError, data: Mapping[str, Any]) -> tuple[str, str]:
@@ -47,7 +51,7 @@ def _place(location: list[Any], data: Mapping[str, Any]) -> tuple[str, str]:
         rest = rest[2:]
         if rest[:1] == ["source"] and len(rest) > 1 and rest[1] in _SOURCES:
             del rest[1]
-    return place, ".".join(str(part) for part in rest)
+    return place, ".".join(str(part)[:60] for part in rest)
 
 
 def _name_of_copy(data: Mapping[str, Any], index: int) -> str:
@@ -55,7 +59,7 @@ def _name_of_copy(data: Mapping[str, Any], index: int) -> str:
         name = data["copies"][index]["name"]
     except (KeyError, IndexError, TypeError):
         name = None
-    return f"'{name}'" if isinstance(name, str) else f"number {index + 1}"
+    return f"'{name[:60]}'" if isinstance(name, str) else f"number {index + 1}"
 
 
 def _say(detail: Mapping[str, Any], location: list[Any], key: str) -> tuple[str, str]:
@@ -66,13 +70,13 @@ def _say(detail: Mapping[str, Any], location: list[Any], key: str) -> tuple[str,
         missing = f"{key}.type" if kind == "union_tag_not_found" else key
         return f"'{missing}' is missing.", f"Add it{_example(missing)}."
     if kind == "value_error":
-        words, _, remedy = str(detail["ctx"]["error"]).rstrip(".").partition(". ")
+        words, _, remedy = _LONG_QUOTE.sub(r"'\1...'", str(detail["ctx"]["error"])).rstrip(".").partition(". ")
         about = f"'{key}': " if key else ""
         return f"{about}{words}.", f"{remedy}." if remedy else "Correct it."
     if kind in {"literal_error", "enum"}:
         return f"'{key}' is {_shown(detail)}.", f"Use {detail['ctx']['expected']}."
     if kind == "union_tag_invalid":
-        return f"'{key}.type' is '{detail['ctx']['tag']}'.", "Use 'file', 'device' or 'nbd'."
+        return f"'{key}.type' is '{str(detail['ctx']['tag'])[:60]}'.", "Use 'file', 'device' or 'nbd'."
     if kind == "string_pattern_mismatch":
         return f"'{key}' is {_shown(detail)}.", 'Use "0600" or "0660".' if key == "volume.mode" else "Correct it."
     expected = next((words for name, words in _EXPECTED.items() if kind.startswith(name)), None)

@@ -77,7 +77,7 @@ def _rate_text(rate_bytes_per_s: int) -> str:
 
 LARGEST_BYTES = (1 << 63) - (1 << 30)
 """QEMU's BDRV_MAX_LENGTH: more than a disk can have."""
-_SIZE_PATTERN = r"\d+(\.\d+)?\s*([KMGT]i?)?B?"
+_SIZE_PATTERN = r"\d+(\.\d+)?\s*([KkMmGgTt]([Ii][Bb])?|[Bb])?"
 Size = Annotated[
     int,
     BeforeValidator(_size),
