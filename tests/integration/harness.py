@@ -1,0 +1,187 @@
+"""A whole set for a test: real images, a real daemon, guests with a shadow of what was acknowledged, and damage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qorumctl.controller.options import CreateOptions, ScrubOptions, Timeouts
+from qorumctl.controller.sets import QuorumSets
+from qorumctl.copies.nbd_link import NbdLink
+from qorumctl.core.ranges import Range
+from qorumctl.daemon import process
+from qorumctl.daemon.process import RuntimePaths
+from qorumctl.model.report import ScrubReport
+from qorumctl.paths import Directories
+from tests.live import MIB, wait_for
+
+SECTOR = 512
+NAME = "web01"
+
+
+class LiveSet:
+    """One set named web01 in directories of its own. Its images lie in memory: they are quiet, and take O_DIRECT."""
+
+    def __init__(self, short_dir: Path, images_dir: Path, *, size_bytes: int, timeouts: Timeouts | None = None) -> None:
+        self.directories = Directories(short_dir / "c", short_dir / "s", short_dir / "r")
+        self.directories.config.mkdir()
+        self.images_dir = images_dir
+        self.size_bytes = size_bytes
+        self.sets = QuorumSets(self.directories, timeouts=timeouts)
+        self.sources: list[str] = []
+
+    @property
+    def runtime(self) -> RuntimePaths:
+        return RuntimePaths(self.directories.runtime_dir(NAME))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a qorumctl of its own: `cli` uses it."""
+        d = self.directories
+        names = {"QORUM_CONFIG_DIR": d.config, "QORUM_STATE_DIR": d.state, "QORUM_RUNTIME_DIR": d.runtime}
+        return {**os.environ, **{key: str(value) for key, value in names.items()}}
+
+    def paths(self, count: int = 3) -> list[str]:
+        return [str(self.images_dir / f"{letter}.img") for letter in "abcdefghi"[:count]]
+
+    async def create(self, *, count: int = 3, sources: Sequence[str] | None = None, **options: Any) -> None:
+        """Images that do not exist get the set's size."""
+        self.sources = list(sources or self.paths(count))
+        options.setdefault("size_bytes", self.size_bytes)
+        await self.sets.create(NAME, self.sources, CreateOptions(**options))
+
+    async def start(self, **options: Any) -> None:
+        await self.sets.start(NAME, **options)
+
+    async def scrub(self, **options: Any) -> ScrubReport:
+        control = options.pop("control", None)
+        observer = options.pop("observer", None)
+        return await self.sets.scrub(NAME, ScrubOptions(**options), control=control, observer=observer)
+
+    def link(self, export: str = "volume", *, timeout_s: float = 30.0) -> NbdLink:
+        return NbdLink(self.runtime.nbd_sock, export, who="The test's guest", timeout_s=timeout_s)
+
+    def fill(self, *, seed: int = 1, length_bytes: int | None = None) -> bytearray:
+        """Random data through the volume, from its beginning; returns what the whole disk then holds."""
+        shadow = bytearray(self.size_bytes)
+        length = self.size_bytes if length_bytes is None else length_bytes
+        link = self.link()
+        dice = random.Random(seed)
+        for at in range(0, length, MIB):
+            data = dice.randbytes(min(MIB, length - at))
+            assert link.write(at, data)
+            shadow[at : at + len(data)] = data
+        assert link.flush()
+        link.close()
+        return shadow
+
+    def image(self, copy: str) -> Path:
+        return Path(self.sources["abcdefghi".index(copy)])
+
+    def poke(self, copy: str, offset: int, data: bytes) -> None:
+        """Changes an image behind the daemon's back, as rot does."""
+        with self.image(copy).open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def flip(self, copy: str, offset: int, bit: int = 0) -> None:
+        with self.image(copy).open("rb") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+        self.poke(copy, offset, bytes([byte ^ 1 << bit]))
+
+    def contents(self, copy: str) -> bytes:
+        return self.image(copy).read_bytes()
+
+    def equal_to(self, shadow: bytes | bytearray) -> dict[str, bool]:
+        """Copy -> whether its raw image holds exactly this."""
+        return {copy: self.contents(copy) == bytes(shadow) for copy in "abcdefghi"[: len(self.sources)]}
+
+    def cli(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """A qorumctl process of its own."""
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.DEVNULL)
+        command = [sys.executable, "-m", "qorumctl.cli.main", *arguments]
+        return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, **options)
+
+    def leftovers(self) -> dict[str, Any]:
+        """What the daemon still has of watches: nothing, between commands."""
+
+        async def look() -> tuple[frozenset[str], frozenset[str]]:
+            from qorumctl.daemon.client import Monitor
+            from qorumctl.daemon.quorum_set import QuorumSet
+
+            spec = self.sets.show(NAME).definition
+            async with await Monitor.open(self.runtime.watch_sock) as monitor:
+                state = await QuorumSet(spec, monitor).describe()
+            return state.watches, state.exports
+
+        watches, exports = asyncio.run(look())
+        return {"watches": watches, "exports": exports}
+
+    def end(self) -> None:
+        pid = process.running_pid(self.runtime)
+        if pid is not None:
+            process.kill(self.runtime, pid)
+            wait_for(lambda: process.running_pid(self.runtime) is None, "the daemon's end")
+
+
+class Writers:
+    """Guests that write at random within a region of the volume, and note what was acknowledged.
+
+    Each owns a part of the region, so the shadow has one writer per byte.
+    """
+
+    def __init__(self, live: LiveSet, shadow: bytearray, within: Range, *, count: int = 4, seed: int = 7) -> None:
+        self._live = live
+        self._shadow = shadow
+        self._stop = threading.Event()
+        self.writes = 0
+        part = within.length // count // SECTOR * SECTOR
+        self._threads = [
+            threading.Thread(target=self._write, args=(seed + n, Range(within.offset + n * part, part)))
+            for n in range(count)
+        ]
+
+    def _write(self, seed: int, within: Range) -> None:
+        link, dice = self._live.link(), random.Random(seed)
+        while not self._stop.is_set():
+            length = SECTOR * dice.choice([1, 8, 8, 16, 128])
+            length = min(length, within.length)
+            at = within.offset + dice.randrange((within.length - length) // SECTOR + 1) * SECTOR
+            data = dice.randbytes(length)
+            assert link.write(at, data)
+            self._shadow[at : at + length] = data
+            self.writes += 1
+        link.flush()
+        link.close()
+
+    def __enter__(self) -> Writers:
+        for thread in self._threads:
+            thread.start()
+        wait_for(lambda: self.writes > 10, "the first writes")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def in_background(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Runs something beside the test, and waits for its end."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
