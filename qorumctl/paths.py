@@ -38,6 +38,7 @@ class Directories:
 def directories(environment: Mapping[str, str] | None = None) -> Directories:
     """The directories of whoever runs this. Raises UsageError where none can be told."""
     env = os.environ if environment is None else environment
+    overrides = {name: _override(env, name) for name in ("QORUM_CONFIG_DIR", "QORUM_STATE_DIR", "QORUM_RUNTIME_DIR")}
     if os.geteuid() == 0 or _user_name() == SERVICE_USER:
         config, state, runtime = Path("/etc/qorum/sets"), Path("/var/lib/qorum"), Path("/run/qorum")
     else:
@@ -45,9 +46,9 @@ def directories(environment: Mapping[str, str] | None = None) -> Directories:
         state = _xdg(env, "XDG_STATE_HOME", ".local/state", "QORUM_STATE_DIR") / "qorum"
         runtime = _xdg_runtime(env) / "qorum"
     return Directories(
-        config=_override(env, "QORUM_CONFIG_DIR") or config,
-        state=_override(env, "QORUM_STATE_DIR") or state,
-        runtime=_override(env, "QORUM_RUNTIME_DIR") or runtime,
+        config=overrides["QORUM_CONFIG_DIR"] or config,
+        state=overrides["QORUM_STATE_DIR"] or state,
+        runtime=overrides["QORUM_RUNTIME_DIR"] or runtime,
     )
 
 

@@ -37,6 +37,7 @@ CREATE TABLE findings (
     diagnosis TEXT NOT NULL, confirmed TEXT NOT NULL, source TEXT NOT NULL, cause TEXT
 ) STRICT;
 CREATE INDEX findings_by_run ON findings (run, action, verdict);
+CREATE INDEX findings_by_offset ON findings (run, start, id);
 CREATE INDEX findings_by_copies ON findings (copies, verdict, action);
 CREATE TABLE versions (
     finding INTEGER NOT NULL REFERENCES findings(id) ON DELETE CASCADE,
@@ -82,7 +83,6 @@ class Database:
             connection = sqlite3.connect(target, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             try:
                 connection.row_factory = sqlite3.Row
-                # Each value in force before any statement that could write. EXTRA is FULL and more only without WAL.
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
                 if _version(connection) != len(migrations) or not read_only:

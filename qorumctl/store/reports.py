@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from qorumctl.core.findings import Action, FindingVerdict
@@ -13,6 +13,7 @@ from qorumctl.store.database import Database
 from qorumctl.store.records import RunRecord, RunState, outcome_of_group, run_from_row, worst
 
 _PAGE_ROWS = 500
+_LARGEST_ID = (1 << 63) - 1
 _OPEN = "('left', 'failed', 'pending')"
 
 
@@ -127,18 +128,44 @@ def open_findings(database: Database) -> Iterator[FindingDocument]:
 
     A pending one counts: a repair that was begun and never verified proves nothing.
     """
-    seen: list[Range] = []
-    last_id = None
-    while True:
-        row = database.row(
-            "SELECT * FROM runs WHERE id < coalesce(?, 9223372036854775807) ORDER BY id DESC LIMIT 1", (last_id,)
-        )
-        if row is None:
-            return
-        run = run_from_row(row)
+    for run, seen in _runs_not_outdated(database):
         for found in findings(database, run.id, only_open=True):
             if subtract([Range(found.offset, found.length)], seen):
                 yield found
+
+
+def open_counts(database: Database) -> dict[FindingVerdict, int]:
+    """How many findings `open_findings` would yield, by verdict. The newest run's are counted from an index."""
+    counts: Counter[FindingVerdict] = Counter()
+    for run, seen in _runs_not_outdated(database):
+        for row in database.rows(
+            f"SELECT verdict, count(*) AS n FROM findings WHERE run = ? AND action IN {_OPEN} GROUP BY verdict",  # noqa: S608
+            (run.id,),
+        ):
+            counts[FindingVerdict(row["verdict"])] += row["n"]
+        for part in seen:
+            counts.subtract(_hidden(database, run.id, part))
+    return {verdict: n for verdict, n in counts.items() if n}
+
+
+def _hidden(database: Database, run_id: int, part: Range) -> Counter[FindingVerdict]:
+    """Open findings of a run that lie wholly in `part`, one of the ranges that later runs have looked at. These neither
+    overlap nor touch, so a finding that they hide lies in one of them."""
+    rows = database.rows(
+        f"SELECT verdict, count(*) AS n FROM findings WHERE run = ? AND action IN {_OPEN}"  # noqa: S608
+        " AND start >= ? AND start + length <= ? GROUP BY verdict",
+        (run_id, part.offset, part.end),
+    )
+    return Counter({FindingVerdict(row["verdict"]): row["n"] for row in rows})
+
+
+def _runs_not_outdated(database: Database) -> Iterator[tuple[RunRecord, list[Range]]]:
+    """(run, what later runs have looked at), newest first, until everything has been looked at."""
+    seen: list[Range] = []
+    last_id = _LARGEST_ID
+    while row := database.row("SELECT * FROM runs WHERE id < ? ORDER BY id DESC LIMIT 1", (last_id,)):
+        run = run_from_row(row)
+        yield run, seen
         seen = coalesce([*seen, *run.looked_at()])
         if not subtract([Range(0, run.size_bytes)], seen):
             return

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections import Counter
 
 import pytest
 
@@ -62,7 +63,9 @@ def test_copies_are_counted_over_all_runs(store: Store) -> None:
 
 class TestOpenFindings:
     def sectors(self, store: Store) -> list[int]:
-        return [f.offset // S for f in store.open_findings()]
+        found = list(store.open_findings())
+        assert store.open_counts() == Counter(f.verdict for f in found)
+        return [f.offset // S for f in found]
 
     def test_what_was_repaired_is_not_open(self, store: Store) -> None:
         scrub(store, outvoted(1, Action.REPAIRED), outvoted(2, Action.LEFT), outvoted(3, Action.FAILED), no_majority(4))
