@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
-from qorumctl.scrub.ports import StopReason
+from qorumctl.scrub.ports import StopReason as StopReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,58 @@
+"""What can be typed: arguments and options as types, and what they are turned into."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from qorumctl.errors import UsageError
+from qorumctl.units import parse_size
+
+if TYPE_CHECKING:
+    from qorumctl.core.ranges import Range
+
+_SECTOR_BYTES = 512
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show on standard error what is done, the talk with the daemon included."),
+]
+
+SetName = Annotated[str, typer.Argument(metavar="NAME", help="The set.", show_default=False)]
+SetNames = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="The sets.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Even while a guest is connected.")]
+Now = Annotated[
+    bool, typer.Option("--now", help="After an unclean stop: let guests in at once, without scrubbing first.")
+]
+Takeover = Annotated[
+    bool, typer.Option("--takeover", help="Take the set from another host that did not stop it. Make sure it is down.")
+]
+
+Format = Literal["raw", "qcow2"]
+Policy = Literal["repair", "report"]
+Cache = Literal["none", "writeback"]
+Transport = Literal["auto", "shm", "nbd"]
+Form = Literal["uri", "qemu", "libvirt"]
+
+
+def parse_range(text: str) -> Range:
+    """`OFFSET:LENGTH`, by whole sectors: `0:1MiB`, `1048576:512`. Raises UsageError."""
+    from qorumctl.core.ranges import Range
+
+    offset_text, colon, length_text = text.partition(":")
+    if not colon:
+        raise UsageError(
+            f"'{text}' is not a range.", remedy="Use OFFSET:LENGTH, as in 1MiB:64KiB; both are multiples of 512."
+        )
+    offset, length = parse_size(offset_text), parse_size(length_text)
+    for value, words in ((offset, offset_text), (length, length_text)):
+        if value % _SECTOR_BYTES:
+            raise UsageError(
+                f"'{words}' in the range '{text}' is not a multiple of {_SECTOR_BYTES}.",
+                remedy=f"Sectors have {_SECTOR_BYTES} bytes: use whole ones.",
+            )
+    if length == 0:
+        raise UsageError(f"The range '{text}' is empty.", remedy="Give it a length of at least 512.")
+    return Range(offset, length)

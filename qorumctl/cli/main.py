@@ -1,0 +1,120 @@
+"""`qorumctl`: the program. Joins the commands, and turns whatever goes wrong into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from qorumctl import __version__
+from qorumctl.cli import exit_codes, scrub, sets, tools
+from qorumctl.cli.grammar import AsJson, Verbose
+from qorumctl.cli.outlet import Outlet, outlet_of
+from qorumctl.errors import QorumError, UsageError
+
+app = typer.Typer(
+    name="qorumctl",
+    help="Keeps a disk as three or more copies, votes on every sector, repairs the minority.",
+    epilog="See 'qorumctl COMMAND --help'. Exit codes: 'qorumctl scrub --help', 'qorumctl status --help'.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+for _command in (
+    sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
+    scrub.scrub, scrub.pause, scrub.cancel, scrub.report, scrub.history,
+    tools.attach, tools.doctor, tools.qmp, tools.schema,
+):  # fmt: skip
+    app.command(name=_command.__name__.removesuffix("_sets"))(_command)
+if importlib.util.find_spec("qorumctl.cli.demo") is not None:
+    app.command(name="demo")(tools.demo)
+
+# typer's own hierarchy of errors is not public, and moved between versions; its root is.
+_ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Outlet().text(f"qorumctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    ctx: typer.Context,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    outlet_of(ctx, as_json, verbose)
+
+
+class InternalError(QorumError):
+    """A mistake of ours that no other class foresees."""
+
+    code = "internal"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Always ends with SystemExit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files are bytes: one that is no UTF-8 must not end in an exception.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(_run(given))
+
+
+def _run(given: list[str]) -> int:
+    outlet = Outlet()
+    outlet.listen_to_logs()
+    try:
+        outcome = app(args=given or ["--help"], prog_name="qorumctl", standalone_mode=False, obj=outlet)
+        return outcome if isinstance(outcome, int) else 0
+    except QorumError as error:
+        outlet.error(error)
+        return error.exit_code
+    except _ClickUsageError as error:
+        # The command line was not understood: `--json` in it may not have been reached.
+        outlet.as_json |= "--json" in given
+        outlet.error(_usage_error(error))
+        return exit_codes.USAGE
+    except (typer.Abort, KeyboardInterrupt):
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        outlet.error(_internal_error(error, outlet.verbose))
+        if outlet.verbose:
+            outlet.traceback(error)
+        return exit_codes.FAILED
+
+
+def _usage_error(error: Exception) -> UsageError:
+    """click's sentence, and where help is to be had."""
+    message = str(getattr(error, "format_message", lambda: str(error))()).strip().replace("Value error, ", "")
+    ctx = getattr(error, "ctx", None)
+    command = ctx.command_path if ctx is not None else "qorumctl"
+    return UsageError(f"{message.rstrip('.')}.", remedy=f"See '{command} --help'.")
+
+
+def _internal_error(error: Exception, verbose: bool) -> InternalError:
+    words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return InternalError(
+        f"Something went wrong that should not have: {words}.",
+        remedy="It is a mistake in qorumctl: report it to the project"
+        + (", with what follows." if verbose else ", with what the same command prints with --verbose."),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The one place that prints: JSON and results to standard output; progress, warnings and errors to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+from qorumctl.cli.text import printable
+from qorumctl.errors import QorumError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from qorumctl.model.report import Document
+
+
+class Outlet:
+    """`as_json`: standard output carries JSON and nothing else."""
+
+    def __init__(self, *, as_json: bool = False, verbose: bool = False) -> None:
+        self.as_json = as_json
+        self.verbose = verbose
+        self._stdout_is_gone = False
+
+    @cached_property
+    def out(self) -> Console:
+        return _console(sys.stdout)
+
+    @cached_property
+    def err(self) -> Console:
+        return _console(sys.stderr)
+
+    # Results.
+
+    def document(self, document: Document, *renderables: RenderableType) -> None:
+        """A versioned document with `--json`, what people read without."""
+        if self.as_json:
+            self.json(document.model_dump(mode="json", by_alias=True))
+        else:
+            self.show(*renderables)
+
+    def show(self, *renderables: RenderableType) -> None:
+        with self.out.capture() as captured:
+            for renderable in renderables:
+                self.out.print(renderable)
+        lines = captured.get().splitlines()
+        # Tables pad their cells: in a file that is noise, on a coloured terminal it is invisible.
+        self.text("\n".join(line if self.out.is_terminal else line.rstrip() for line in lines))
+
+    def json(self, value: Any) -> None:
+        self.text(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def text(self, text: str) -> None:
+        """Exactly this text and a line break: nothing is folded. A reader that went away is no error."""
+        if self._stdout_is_gone:
+            return
+        try:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self._stdout_is_gone = True
+            _discard(sys.stdout)
+
+    # Everything else.
+
+    def note(self, text: str) -> None:
+        """A sentence beside the result, on standard error."""
+        # Rich raises SystemExit(1) or BrokenPipeError, by its version: the exit code must stay the command's.
+        with contextlib.suppress(BrokenPipeError, SystemExit):
+            self.err.print(printable(text), soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        self.note(f"qorumctl: warning: {text}")
+
+    def error(self, error: QorumError) -> None:
+        """`qorumctl: MESSAGE REMEDY` on standard error; with `--json` the document too, on standard output."""
+        if self.as_json:
+            self.json(error_document(error))
+        self.note(f"qorumctl: {error}")
+
+    def traceback(self, error: BaseException) -> None:
+        self.note("".join(traceback.format_exception(error)).rstrip())
+
+    def listen_to_logs(self) -> None:
+        """`--verbose` shows what qorumctl logs, the conversation with the daemon included; else only warnings."""
+        logger = logging.getLogger("qorumctl")
+        logger.setLevel(logging.DEBUG if self.verbose else logging.WARNING)
+        logger.handlers = [_LogHandler(self)]
+        logger.propagate = False
+
+
+class _LogHandler(logging.Handler):
+    """Prints through the console, which keeps lines apart from a progress bar."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        super().__init__()
+        self._outlet = outlet
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._outlet.note(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def outlet_of(ctx: typer.Context, as_json: bool, verbose: bool) -> Outlet:
+    """The outlet of this command. `--json` and `--verbose` count before the command and after it."""
+    outlet: Outlet = ctx.find_root().obj
+    outlet.as_json |= as_json
+    if verbose and not outlet.verbose:
+        outlet.verbose = True
+        outlet.listen_to_logs()
+    return outlet
+
+
+def error_document(error: QorumError) -> dict[str, Any]:
+    from qorumctl.model.status import ErrorReport
+
+    return ErrorReport(
+        code=error.code,
+        message=error.message,
+        remedy=error.remedy,
+        set=error.set_name,
+        copy_=error.copy,
+        path=error.path,
+        exit_code=error.exit_code,
+    ).model_dump(mode="json", by_alias=True)
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    # Names and paths are text: `[b]` is no markup, `:x:` no picture, a number no reason for a colour.
+    return Console(file=stream, markup=False, emoji=False, highlight=False)
+
+
+def _discard(stream: TextIO) -> None:
+    """What is still buffered goes nowhere, so that Python does not complain about it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -1,0 +1,289 @@
+"""Documents about sets -> what people read at 80 columns. Pure: nothing is printed here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from qorumctl.cli.text import counted, moment, percent, printable, taken
+from qorumctl.model.report import RunSummary
+from qorumctl.model.spec import SetSpec
+from qorumctl.model.status import (
+    AttachReport,
+    CheckItem,
+    CheckReport,
+    CopyState,
+    CopyStatus,
+    DoctorReport,
+    ListReport,
+    Result,
+    SetState,
+    SetStatus,
+    ShowReport,
+    StatusReport,
+)
+from qorumctl.units import format_exact_size, format_size
+
+_STATE_STYLES = {
+    SetState.HEALTHY: "green",
+    SetState.DEGRADED: "yellow",
+    SetState.DAMAGED: "bold red",
+    SetState.STALLED: "bold red",
+    SetState.FAILED: "bold red",
+    SetState.STOPPED: "",
+}
+_COPY_STYLES = {
+    CopyState.CURRENT: "green",
+    CopyState.SUSPECT: "yellow",
+    CopyState.STALE: "yellow",
+    CopyState.MISSING: "bold red",
+    CopyState.STALLED: "bold red",
+    CopyState.OFFLINE: "",
+}
+
+
+def words(text: str, style: str = "") -> Text:
+    return Text(printable(text), style=style, overflow="fold")
+
+
+def fields(rows: Sequence[tuple[str, RenderableType | None]]) -> Table:
+    """Labels to the right, a colon, values that fold: `zpool status`. A row without a value is left out."""
+    shown = [(label, value) for label, value in rows if value is not None]
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for label, value in shown:
+        grid.add_row(f"{label}:", words(value) if isinstance(value, str) else value)
+    return grid
+
+
+def table(*columns: str, right: Sequence[str] = (), fold: Sequence[str] = ()) -> Table:
+    """A plain table: bold heads, no lines. Only columns in `fold` give way when the screen is narrow."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(
+            column, justify="right" if column in right else "left", no_wrap=column not in fold, overflow="fold"
+        )
+    return made
+
+
+# status
+
+
+def status(report: StatusReport) -> list[RenderableType]:
+    if not report.sets:
+        return [words("No set is defined. 'qorumctl create' makes one.")]
+    shown: list[RenderableType] = []
+    for one in report.sets:
+        shown += [*([Text("")] if shown else []), _set_status(one)]
+    return shown
+
+
+def _set_status(one: SetStatus) -> RenderableType:
+    head = fields(
+        [
+            ("set", words(one.set, "bold")),
+            ("state", words(one.state, _STATE_STYLES[one.state])),
+            ("reason", one.reason),
+            ("action", action(one)),
+            ("size", f"{format_size(one.size)} in {counted(len(one.copies), 'copy', 'copies')}"),
+            ("policy", _POLICIES[one.policy]),
+            ("threshold", f"{one.threshold} of {len(one.copies)} copies win a vote"),
+            ("volume", one.volume),
+            ("scrub", scrub_line(one)),
+            ("note", _NOTE_OF_DEFINITION.format(one.set) if one.definition_differs else None),
+            ("copies", ""),
+        ]
+    )
+    copies = table(
+        "NAME", "STATE", "OUTVOTED", "UNREADABLE", "REPAIRED", "SOURCE",
+        right=("OUTVOTED", "UNREADABLE", "REPAIRED"), fold=("SOURCE",),
+    )  # fmt: skip
+    for copy in one.copies:
+        copies.add_row(
+            words(copy.name),
+            words(copy.state, _COPY_STYLES[copy.state]),
+            _count(copy.outvoted),
+            _count(copy.unreadable),
+            _count(copy.repaired),
+            _source(copy),
+        )
+    return Group(head, Text(""), Padding(copies, (0, 0, 0, 2)), Text(""), fields([("errors", errors_line(one))]))
+
+
+_POLICIES = {"repair": "repair", "report": "report (nothing is ever rewritten)"}
+_NOTE_OF_DEFINITION = "The definition was changed since the start; 'qorumctl restart {}' applies it."
+
+
+def _count(number: int) -> Text:
+    return Text(f"{number:,}", style="yellow" if number else "")
+
+
+def _source(copy: CopyStatus) -> Text:
+    text = words(copy.source)
+    if copy.note:
+        text.append(f"\n({printable(copy.note)})", style="yellow")
+    return text
+
+
+def action(one: SetStatus) -> str | None:
+    """What to do about the state; None where nothing is to be done."""
+    states = {copy.state for copy in one.copies}
+    match one.state:
+        case SetState.HEALTHY:
+            return None
+        case SetState.STOPPED:
+            return f"Start it with 'qorumctl start {one.set}'."
+        case SetState.FAILED:
+            return f"Look at 'qorumctl check {one.set}', then run 'qorumctl start {one.set}'."
+        case SetState.STALLED:
+            return "Guests wait. Look at the storage of the copies: one that hangs holds up all."
+        case SetState.DAMAGED:
+            return (
+                f"See 'qorumctl report {one.set}'. Write the ranges without a majority anew through the volume, from a"
+                f" backup; then run 'qorumctl scrub {one.set}'."
+            )
+        case SetState.DEGRADED if states & {CopyState.MISSING, CopyState.STALLED}:
+            return f"Bring the storage of the copy back, then run 'qorumctl restart {one.set}'."
+        case SetState.DEGRADED:
+            return f"Run 'qorumctl scrub {one.set}': it compares every copy and brings it up to date."
+    return None
+
+
+def scrub_line(one: SetStatus) -> str:
+    if one.scrub is not None:
+        where = f"{percent(one.scrub.position, one.size)} of {format_size(one.size)}"
+        process = f", process {one.scrub.pid}" if one.scrub.pid is not None else ""
+        return f"run {one.scrub.run} ({one.scrub.mode}) is at {where}{process}"
+    return "never" if one.last_scrub is None else last_scrub(one.last_scrub)
+
+
+def last_scrub(run: RunSummary) -> str:
+    covered = percent(run.scanned_bytes + run.skipped_bytes, run.size)
+    when = moment(run.finished or run.started)
+    found = counted(sum(run.findings.values()), "finding")
+    told = {
+        "clean": "found nothing",
+        "repaired": f"repaired {found}",
+        "damaged": f"left damage: {found}",
+        "no-majority": f"found ranges without a majority: {found}",
+        "unfinished": f"stopped at {covered}{', can be resumed' if run.resumable else ''}: {found}",
+        "failed": f"failed at {covered}{', can be resumed' if run.resumable else ''}: {found}",
+    }[run.outcome]
+    duration = taken(run.started, run.finished)
+    return f"run {run.run} {told}, on {when}{f', in {duration}' if duration else ''}"
+
+
+def errors_line(one: SetStatus) -> Text:
+    if not one.unrepaired:
+        return words("No known errors" if one.last_scrub else "None known; the set was never scrubbed")
+    verb = "is" if one.unrepaired == 1 else "are"
+    return words(f"{counted(one.unrepaired, 'finding')} {verb} open: see 'qorumctl report {one.set}'", "bold red")
+
+
+# list, show, check, doctor, attach, and the commands that change a set
+
+
+def sets(report: ListReport) -> list[RenderableType]:
+    if not report.sets:
+        return [words("No set is defined. 'qorumctl create' makes one.")]
+    made = table("NAME", "STATE", "SIZE", "COPIES", right=("SIZE", "COPIES"))
+    for one in report.sets:
+        made.add_row(
+            words(one.name),
+            words(one.state, _STATE_STYLES[one.state]),
+            "-" if one.size is None else format_size(one.size),
+            "-" if one.copies is None else str(one.copies),
+        )
+    errors = [words(f"{one.name}: {one.error}", "red") for one in report.sets if one.error]
+    return [made, *([Text(""), *errors] if errors else [])]
+
+
+def show(report: ShowReport) -> list[RenderableType]:
+    spec = report.definition
+    made = fields(
+        [
+            ("set", words(spec.name, "bold")),
+            ("uuid", str(spec.uuid)),
+            ("size", f"{format_exact_size(spec.size)} ({spec.size:,} bytes)"),
+            ("threshold", f"{spec.threshold} of {len(spec.copies)}"),
+            ("policy", _POLICIES[spec.policy]),
+            ("volume", _volume(spec)),
+            (
+                "scrub rate",
+                "no limit" if spec.scrub.rate is None else f"{format_exact_size(spec.scrub.rate)}/s per copy",
+            ),
+            ("definition", report.definition_path),
+            ("state", report.state_directory),
+            ("runtime", report.runtime_directory),
+        ]
+    )
+    copies = table("COPY", "TYPE", "FORMAT", "CACHE", "SOURCE", fold=("SOURCE",))
+    for copy in spec.copies:
+        copies.add_row(copy.name, copy.source.type, copy.source.format, copy.cache, words(copy.source.label))
+    return [made, Text(""), Padding(copies, (0, 0, 0, 2))]
+
+
+def _volume(spec: SetSpec) -> str:
+    return f"socket mode {spec.volume.mode}" + (f", group {spec.volume.group}" if spec.volume.group else "")
+
+
+def checks(report: CheckReport | DoctorReport) -> list[RenderableType]:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for item in report.items:
+        grid.add_row(Text("ok", style="green") if item.ok else Text("BAD", style="bold red"), _check_item(item))
+    bad = sum(not item.ok for item in report.items)
+    last = "All is well." if report.ok else f"{counted(bad, 'thing')} to put right."
+    return [grid, Text(""), words(last, "green" if report.ok else "bold red")]
+
+
+def _check_item(item: CheckItem) -> Text:
+    text = words(f"{item.subject}: {item.detail}")
+    if not item.ok and item.remedy:
+        text.append(f"\n{printable(item.remedy)}", style="bold")
+    return text
+
+
+def attach(report: AttachReport) -> list[str]:
+    """Lines to be printed as they are: what is meant for pasting must not be folded."""
+    qemu = [f"    {line}" for line in qemu_lines(report)]
+    libvirt = [f"    {line}" for line in report.libvirt.strip().splitlines()]
+    return ["NBD URI", f"    {report.uri}", "", "qemu-system-x86_64", *qemu, "", "libvirt", *libvirt]
+
+
+def qemu_lines(report: AttachReport) -> list[str]:
+    """The arguments as a shell takes them, an option and its value a line, joined by backslashes."""
+    lines: list[str] = []
+    for argument in report.qemu:
+        quoted = shlex.quote(argument)
+        if lines and not argument.startswith("-"):
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(quoted)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+_DONE = {
+    "create": ("{set} is created.", "{set} exists already, as asked for: nothing was changed."),
+    "start": ("{set} is started.", "{set} runs already: nothing was changed."),
+    "stop": ("{set} is stopped.", "{set} does not run: nothing was changed."),
+    "restart": ("{set} is restarted.", "{set} is as it was: nothing was changed."),
+    "delete": ("{set} is deleted.", "{set} does not exist: nothing was changed."),
+}
+_NEXT = {
+    "create": " Start it with 'qorumctl start {set}'.",
+    "start": " See 'qorumctl attach {set}' for how a guest uses it.",
+}
+
+
+def result(done: Result) -> list[RenderableType]:
+    changed, unchanged = _DONE.get(done.command, (f"{done.command} of {{set}}: done.", "{set}: nothing was changed."))
+    text = (changed + _NEXT.get(done.command, "")) if done.changed else unchanged
+    return [words(text.format(set=done.set))]

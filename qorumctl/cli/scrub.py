@@ -1,0 +1,201 @@
+"""`scrub`, `pause`, `cancel`, `report`, `history`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qorumctl.cli import exit_codes
+from qorumctl.cli.grammar import AsJson, SetName, SetNames, Transport, Verbose, parse_range
+from qorumctl.cli.outlet import Outlet, error_document, outlet_of
+from qorumctl.errors import QorumError, UsageError
+from qorumctl.units import parse_rate
+
+if TYPE_CHECKING:
+    from qorumctl.cli.steering import Steering
+    from qorumctl.controller.options import ScrubOptions
+    from qorumctl.controller.sets import QuorumSets
+    from qorumctl.model.report import ScrubReport
+
+
+def scrub(
+    ctx: typer.Context,
+    names: SetNames = None,
+    every: Annotated[bool, typer.Option("--all", help="Every set that is not stopped.")] = False,
+    report_only: Annotated[bool, typer.Option("--report", help="Write nothing, only tell.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what is found (what the policy says, by default).")
+    ] = False,
+    within: Annotated[
+        str | None, typer.Option("--range", metavar="OFF:LEN", help="Only this range, such as 1GiB:64MiB.")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option("--rate", metavar="R", help="Read no faster from each copy, such as 200MiB/s.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming an unfinished run.")] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Read also what every copy reports as zero.")] = False,
+    transport: Annotated[Transport, typer.Option("--transport", help="How the copies are read.")] = "auto",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare all copies, repair the minority.
+
+    Every sector of every copy. Resumes an unfinished run.
+
+    Exit codes: 0 nothing found; 1 it could not be done; 2 usage; 3 damage found, all repaired; 4 damage found and left;
+    5 ranges without a majority; 6 unfinished (paused, cancelled, SIGTERM); 130 Ctrl-C, the run can be resumed.
+    """
+    outlet = outlet_of(ctx, as_json, verbose)
+    options = _options(report_only, repair, within, rate, fresh, thorough, transport)
+    if bool(names) == every:
+        raise UsageError(
+            "Both sets and --all are given." if every else "No set is named.",
+            remedy="Name the sets, or say --all. See 'qorumctl scrub --help'.",
+        )
+    from qorumctl.controller.sets import QuorumSets
+
+    raise typer.Exit(asyncio.run(_scrub(outlet, QuorumSets(), list(dict.fromkeys(names or [])), options)))
+
+
+def _options(
+    report_only: bool,
+    repair: bool,
+    within: str | None,
+    rate: str | None,
+    fresh: bool,
+    thorough: bool,
+    transport: Transport,
+) -> ScrubOptions:
+    from qorumctl.controller.options import ScrubOptions
+
+    if report_only and repair:
+        raise UsageError("--report and --repair exclude each other.", remedy="Give one of them, or neither.")
+    if transport == "shm":
+        raise UsageError(
+            "This build cannot read copies through shared memory.", remedy="Leave --transport out, or use nbd."
+        )
+    return ScrubOptions(
+        mode="report" if report_only else "repair" if repair else None,
+        within=None if within is None else parse_range(within),
+        rate_bytes_per_s=None if rate is None else parse_rate(rate),
+        fresh=fresh,
+        thorough=thorough,
+        transport=transport,
+    )
+
+
+async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options: ScrubOptions) -> int:
+    """One set after the other: their copies may share disks. Every definition is read before the first is touched."""
+    from qorumctl.cli.progress import display
+    from qorumctl.cli.steering import Steering, steered
+    from qorumctl.controller.observer import ScrubControl
+
+    single = len(names) == 1
+    if not names:
+        names = await _running(outlet, sets)
+    for name in names:
+        sets.show(name)
+    codes: list[int] = []
+    documents: list[dict[str, Any]] = []
+    with display(outlet) as shown:
+        steering = Steering(outlet, ScrubControl(), shown)
+        with steered(steering):
+            for name in names:
+                if steering.stopped:
+                    break
+                try:
+                    report = await sets.scrub(name, options, observer=shown, control=steering.control)
+                except QorumError as error:
+                    if single:
+                        raise
+                    codes.append(error.exit_code)
+                    documents.append(error_document(error))
+                    outlet.note(f"qorumctl: {name}: {error}")
+                else:
+                    codes.append(exit_codes.of_scrub(report, interrupted=steering.interrupted))
+                    documents.append(report.model_dump(mode="json", by_alias=True))
+                    shown.hide()
+                    _tell(outlet, report, steering)
+    if outlet.as_json:
+        outlet.json(documents[0] if single else {"sets": documents})
+    return exit_codes.worst([*codes, *_left_undone(steering, len(names) - len(codes))])
+
+
+def _tell(outlet: Outlet, report: ScrubReport, steering: Steering) -> None:
+    from qorumctl.cli import render_scrub
+
+    if not outlet.as_json:
+        outlet.show(*render_scrub.scrub(report, interrupted=steering.interrupted))
+
+
+def _left_undone(steering: Steering, sets: int) -> list[int]:
+    if sets == 0:
+        return []
+    return [exit_codes.INTERRUPTED if steering.interrupted else exit_codes.UNFINISHED]
+
+
+async def _running(outlet: Outlet, sets: QuorumSets) -> list[str]:
+    from qorumctl.model.status import SetState
+
+    listed = (await sets.list()).sets
+    stopped = [one.name for one in listed if one.state is SetState.STOPPED and one.error is None]
+    for name in stopped:
+        outlet.note(f"{name} is stopped and left out.")
+    names = [one.name for one in listed if one.name not in stopped]
+    if not names:
+        outlet.note("No set runs: there is nothing to scrub.")
+    return names
+
+
+def pause(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Stop a running scrub, to be resumed."""
+    _ask_to_stop(outlet_of(ctx, as_json, verbose), name, "pause")
+
+
+def cancel(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Give up a running scrub."""
+    _ask_to_stop(outlet_of(ctx, as_json, verbose), name, "cancel")
+
+
+def _ask_to_stop(outlet: Outlet, name: str, command: str) -> None:
+    from qorumctl.cli.render import words
+    from qorumctl.cli.render_scrub import asked_to_stop
+    from qorumctl.controller.sets import QuorumSets
+
+    sets = QuorumSets()
+    report = asyncio.run(sets.pause(name) if command == "pause" else sets.cancel(name))
+    outlet.document(report, words(asked_to_stop(report, command)))
+
+
+def report(
+    ctx: typer.Context,
+    name: SetName,
+    run: Annotated[
+        int | None, typer.Argument(metavar="RUN", min=1, help="The run (the newest).", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the findings of a run.
+
+    With the evidence: who held which version (the beginning of its SHA-256).
+    """
+    outlet = outlet_of(ctx, as_json, verbose)
+    from qorumctl.cli import render_scrub
+    from qorumctl.controller.sets import QuorumSets
+
+    document = QuorumSets().report(name, run)
+    outlet.document(document, *([] if outlet.as_json else render_scrub.report(document)))
+
+
+def history(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Show past runs, the newest first."""
+    outlet = outlet_of(ctx, as_json, verbose)
+    from qorumctl.cli import render_scrub
+    from qorumctl.controller.sets import QuorumSets
+
+    document = QuorumSets().history(name)
+    outlet.document(document, *([] if outlet.as_json else render_scrub.history(document)))
