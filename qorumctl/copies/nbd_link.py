@@ -226,6 +226,11 @@ class _Closed:
 _CLOSED: Any = _Closed()
 
 
+def libnbd_version() -> str:
+    """`1.14.2`"""
+    return str(nbd.NBD().get_version())
+
+
 def _words(error: nbd.Error) -> str:
     """libnbd's message without its function's name in front."""
     return str(error.string).split(": ", 1)[-1]
