@@ -1,0 +1,271 @@
+"""The engine's ports, served by the simulated world. Every call lets the world move, and may be the engine's last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from qorumctl.copies.memory import MemoryCopy
+from qorumctl.core.findings import Action, Checkpoint, Finding
+from qorumctl.core.ranges import Range, coalesce, intersect
+from qorumctl.errors import CopyUnavailableError, DaemonStalledError
+from qorumctl.scrub.ports import StopReason, Watch
+from tests.sim.world import FencedRead, Violation, WatchState, World, range_of
+
+
+class Crash(BaseException):
+    """kill -9. Nothing that the engine still tries while it unwinds has any effect."""
+
+
+MOST_CALLS = 50_000
+"""A run makes a few hundred; one that makes so many will never end."""
+
+
+@dataclass(slots=True)
+class Fate:
+    """Ends, fails or pauses the engine at some of its calls, as often as the numbers say. `world` moves at each."""
+
+    world: World
+    crashes: int = 0
+    failures: int = 0
+    pauses: int = 0
+    calls: int = 0
+    dead: bool = False
+    pausing: bool = False
+
+    def revive(self) -> None:
+        self.dead = False
+        self.pausing = False
+
+    @contextmanager
+    def call(self, name: str, error: Callable[[], Exception] | None = None) -> Generator[None]:
+        """A crash or an error strikes before or after the call has taken effect: the engine cannot know which."""
+        if self.dead:
+            raise Crash
+        self.calls += 1
+        if self.calls > MOST_CALLS:
+            raise Violation("the engine does not come to an end")
+        self.world.note(name)
+        self.world.tick()
+        # What matters most happens rarely: between two entries in the journal a crash is made likely.
+        rare = name.startswith(("begin_repair", "settle", "record", "heal"))
+        strikes, early = self.world.dice.random() < (0.06 if rare else 0.006), self.world.dice.random() < 0.5
+        if strikes and early:
+            self._strike(error)
+        yield
+        if strikes and not early:
+            self._strike(error)
+
+    def _strike(self, error: Callable[[], Exception] | None) -> None:
+        if self.crashes:
+            self.crashes -= 1
+            self.dead = True
+            self.world.note("crash")
+            raise Crash
+        if self.failures and error is not None:
+            self.failures -= 1
+            self.world.note("error")
+            raise error()
+        if self.pauses:
+            self.pauses -= 1
+            self.pausing = True
+
+
+def _stalled() -> Exception:
+    return DaemonStalledError("qemu-storage-daemon did not answer in time.")
+
+
+class SimReader(MemoryCopy):
+    """A reader of one of the world's copies: same medium, own connection."""
+
+    def __init__(self, medium: MemoryCopy, fate: Fate, chunk_bytes: int, read_ahead: int) -> None:
+        super().__init__(medium.name, medium.data, chunk_bytes=chunk_bytes, read_ahead=read_ahead, before_read=self._go)
+        self.unreadable, self.unwritable, self.holes = medium.unreadable, medium.unwritable, medium.holes
+        self._fate = fate
+
+    def _go(self, at: Range) -> None:
+        def gone() -> Exception:
+            return CopyUnavailableError(f"Copy {self.name} does not answer.", copy=self.name)
+
+        with self._fate.call(f"read {self.name} {at.offset}:{at.length}", gone):
+            pass
+
+    def zero_ranges(self, within: Range) -> list[Range]:
+        with self._fate.call(f"zero_ranges {self.name}"):
+            return super().zero_ranges(within)
+
+
+class SimFence:
+    """The fence with QEMU's true semantics. Subclasses break one rule each, to prove that the checks see it."""
+
+    def __init__(self, world: World, fate: Fate, readers: Sequence[MemoryCopy], *, may_heal: bool) -> None:
+        self.world = world
+        self.fate = fate
+        self._readers = readers
+        self._may_heal = may_heal
+        self._serial = 0
+
+    def _check_quiet(self, call: str) -> None:
+        if busy := [reader.name for reader in self._readers if reader.outstanding]:
+            raise Violation(f"{call} while reads of {', '.join(busy)} are outstanding: a drain would wait for us")
+
+    def open_watch(self, *, drain: bool) -> Watch:
+        self._check_quiet("open_watch")
+        with self.fate.call(f"open_watch drain={drain}", _stalled):
+            if drain:
+                self.world.drain()
+            self._serial += 1
+            name = f"watch-{self._serial}"
+            self.world.watches[name] = WatchState()
+        return Watch(name)
+
+    def freeze(self, watches: Sequence[Watch]) -> None:
+        self._check_quiet("freeze")
+        with self.fate.call("freeze", _stalled):
+            self._drain_to_freeze()
+            for watch in watches:
+                self.world.watches[watch].enabled = False
+
+    def _drain_to_freeze(self) -> None:
+        self.world.drain()
+
+    def written(self, watch: Watch, within: Sequence[Range]) -> list[Range]:
+        self._check_quiet("written")
+        with self.fate.call("written", _stalled):
+            state = self.world.watches[watch]
+            if state.enabled:
+                raise Violation("a record of writes was read before it was frozen")
+            return intersect(within, coalesce(range_of(sector, sector + 1) for sector in state.marked))
+
+    def forget(self, watches: Iterable[Watch]) -> None:
+        self._check_quiet("forget")
+        with self.fate.call("forget"):
+            for watch in watches:
+                self.world.watches.pop(watch, None)
+
+    def heal(self, at: Range) -> bool:
+        """A starved heal is kicked by a drain, or given up: then, like one whose sender was killed, it stays where it
+        is and happens later."""
+        self._check_quiet("heal")
+        if not self._may_heal:
+            raise Violation(f"a scrub that only reports heals {at}")
+        if doomed := sorted(self.world.doomed.intersection(range(at.offset // 512, at.end // 512))):
+            raise Violation(f"heal of {at}, though sectors {doomed} have no majority")
+        with self.fate.call(f"heal {at.offset}:{at.length}", _stalled):
+            read = FencedRead(at, of_engine=True)
+            self.world.reads.append(read)
+            for _ in range(30):
+                if read not in self.world.reads:
+                    break
+                self.world.step()
+            else:
+                if self.world.dice.random() < 0.8:
+                    self.world.drain()
+            return read not in self.world.reads and bool(read.succeeded)
+
+
+class SimSupervisor:
+    def __init__(self, fate: Fate, readers: Sequence[MemoryCopy]) -> None:
+        self._fate = fate
+        self._readers = readers
+        self.position_bytes = 0
+
+    def _check_quiet(self) -> None:
+        if any(reader.outstanding for reader in self._readers):
+            raise Violation("asked to stop or suspend with reads outstanding")
+
+    def stop_requested(self) -> StopReason | None:
+        self._check_quiet()
+        with self._fate.call("stop_requested"):
+            return StopReason.PAUSED if self._fate.pausing else None
+
+    def suspend_if_requested(self) -> None:
+        self._check_quiet()
+        with self._fate.call("suspend_if_requested"):
+            pass
+
+    def wants_quiet(self) -> bool:
+        return self._fate.pausing
+
+    def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
+        self.position_bytes = position_bytes
+
+
+class SimClock:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def now_s(self) -> float:
+        return self._world.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._world.now_s += seconds
+        self._world.tick()
+
+
+class MemoryJournal:
+    """Remembers one run, in transactions, as the state database does. `inspect` looks at each finding as it is put on
+    record, `prove` at each that is put down as repaired."""
+
+    def __init__(self, fate: Fate, inspect: Callable[[Finding], None], prove: Callable[[Finding], None]) -> None:
+        self.findings: dict[int, Finding] = {}
+        self.checkpoint = Checkpoint()
+        self.fate = fate
+        self._inspect = inspect
+        self._prove = prove
+
+    def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
+        with self.fate.call(f"begin_repair {len(findings)}"):
+            return [self._add(finding) for finding in findings]
+
+    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
+        with self.fate.call(f"settle {len(outcomes)}"):
+            for number, finding in outcomes:
+                self._settle_one(number, finding)
+            if checkpoint is not None:
+                self._move(checkpoint)
+
+    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
+        with self.fate.call(f"record {len(findings)}"):
+            for finding in findings:
+                if finding.action is Action.PENDING:
+                    raise Violation(f"recorded as final, but pending: {finding}")
+                self._add(finding)
+            self._move(checkpoint)
+
+    def _add(self, finding: Finding) -> int:
+        self._inspect(finding)
+        number = len(self.findings) + 1
+        self.findings[number] = finding
+        return number
+
+    def _settle_one(self, number: int, finding: Finding) -> None:
+        before = self.findings[number]
+        if before.action is not Action.PENDING or finding.action is Action.PENDING:
+            raise Violation(f"finding {number} was {before.action} and is settled as {finding.action}")
+        if finding != before.settled(finding.action):
+            raise Violation(f"finding {number} was changed while it was settled")
+        if finding.action is Action.REPAIRED:
+            self._prove(finding)
+        self.findings[number] = finding
+
+    def _move(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.cursor_bytes < self.checkpoint.cursor_bytes:
+            raise Violation("the cursor went back")
+        self.checkpoint = checkpoint
+
+    @property
+    def pending(self) -> list[tuple[int, Finding]]:
+        return [(number, f) for number, f in self.findings.items() if f.action is Action.PENDING]
+
+    @property
+    def settled(self) -> list[Range]:
+        """What is on record of the part that a resumed run looks at again."""
+        again = [*self.checkpoint.busy]
+        return [
+            f.range
+            for f in self.findings.values()
+            if f.action is not Action.PENDING
+            and (f.range.end > self.checkpoint.cursor_bytes or any(f.range.overlaps(r) for r in again))
+        ]
