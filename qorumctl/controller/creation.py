@@ -285,10 +285,9 @@ class _Differences:
     def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
         raise NotImplementedError("a comparison repairs nothing")
 
-    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
-        raise NotImplementedError("a comparison repairs nothing")
-
-    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
+    def conclude(
+        self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
+    ) -> None:
         self.count += len(findings)
         self.length_bytes += sum(f.range.length for f in findings)
         if findings and self.first is None:

@@ -148,6 +148,8 @@ def _record(store: Store, job: ScrubJob) -> RunRecord:
 
 def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
     checkpoint = record.checkpoint
+    # Ranges that stay busy lie behind the cursor and are looked at again at the end.
+    ahead = min([checkpoint.cursor_bytes, *(r.offset for r in checkpoint.busy)])
     rate = job.options.rate_bytes_per_s or job.spec.scrub.rate
     return ScrubPlan(
         size_bytes=job.spec.size,
@@ -161,7 +163,7 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
         cause=job.cause,
         checkpoint=checkpoint,
         pending=store.pending_findings(record.id),
-        settled=store.settled_ranges(record.id, checkpoint.cursor_bytes),
+        settled=store.settled_ranges(record.id, ahead),
     )
 
 
@@ -176,12 +178,11 @@ class _CountingJournal:
         self._supervisor.findings += len(findings)
         return self._journal.begin_repair(findings)
 
-    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
-        self._journal.settle(outcomes, checkpoint)
-
-    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
+    def conclude(
+        self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
+    ) -> None:
         self._supervisor.findings += len(findings)
-        self._journal.record(findings, checkpoint)
+        self._journal.conclude(settled, findings, checkpoint)
 
 
 class _Supervisor:

@@ -45,6 +45,7 @@ class Scrub:
         self._confirmer = Confirmer(readers, fence, plan, supervisor)
         self._repairer = Repairer(self._confirmer, fence, plan, supervisor)
         self._settled = list(plan.settled)
+        self._unproven: dict[int, Finding] = {}
         start = max(plan.within.offset, plan.checkpoint.cursor_bytes)
         self._checkpoint = replace(plan.checkpoint, cursor_bytes=start)
 
@@ -55,7 +56,10 @@ class Scrub:
             if reason := self._pause():
                 return reason
             self._scan_segment()
-        return self._look_at_busy_again()
+        if reason := self._look_at_busy_again():
+            return reason
+        self._prove_the_rest()
+        return None
 
     def _pause(self) -> StopReason | None:
         self._supervisor.suspend_if_requested()
@@ -64,10 +68,13 @@ class Scrub:
     def _settle_pending(self) -> None:
         """Findings whose repair a crash interrupted: look first, heal only what a fresh vote still outvotes."""
         if self._plan.pending:
-            done, busy = self._repairer.repair(dict(self._plan.pending), just_confirmed=False)
-            self._settle(done, replace(self._checkpoint, busy=tuple(coalesce([*self._checkpoint.busy, *busy]))))
+            pending = dict(self._plan.pending)
+            done = self._repairer.repair(pending, just_confirmed=False)
+            self._journal.conclude(list(done.items()), [], self._checkpoint)
+            self._unproven = {i: f for i, f in pending.items() if i not in done}
             # The segment is scanned again: what stays damaged is on record, what was repaired may be damaged anew.
-            self._settled += [f.range for f in done.values() if f.action is not Action.REPAIRED]
+            stays = [f for f in done.values() if f.action is not Action.REPAIRED]
+            self._settled += [f.range for f in (*stays, *self._unproven.values())]
 
     def _scan_segment(self) -> None:
         """Scan, confirm, repair, and move the checkpoint.
@@ -139,23 +146,27 @@ class Scrub:
         return found
 
     def _conclude(self, findings: list[Finding], checkpoint: Checkpoint) -> None:
-        """Puts findings on record, repairs what is pending, and moves the checkpoint."""
+        """Repairs what is outvoted, on record as pending before that, and moves the checkpoint together with the rest:
+        a crash in between leaves nothing on record that the resumed run would find a second time."""
         findings.sort(key=lambda f: f.range)
-        if any(f.action is Action.PENDING for f in findings):
-            ids = self._journal.begin_repair(findings)
-            recorded = dict(zip(ids, findings, strict=True))
-            pending = {i: f for i, f in recorded.items() if f.action is Action.PENDING}
-            done, busy = self._repairer.repair(pending, just_confirmed=True)
-            if busy:
-                checkpoint = replace(checkpoint, busy=tuple(coalesce([*checkpoint.busy, *busy])))
-            self._settle(done, checkpoint)
-        else:
-            self._journal.record(findings, checkpoint)
-            self._checkpoint = checkpoint
-
-    def _settle(self, done: dict[int, Finding], checkpoint: Checkpoint) -> None:
-        self._journal.settle(list(done.items()), checkpoint)
+        pending = [f for f in findings if f.action is Action.PENDING]
+        others = [f for f in findings if f.action is not Action.PENDING]
+        done: dict[int, Finding] = {}
+        if pending:
+            recorded = dict(zip(self._journal.begin_repair(pending), pending, strict=True))
+            done = self._repairer.repair(recorded, just_confirmed=True)
+            self._unproven |= {i: f for i, f in recorded.items() if i not in done}
+        self._journal.conclude(list(done.items()), others, checkpoint)
         self._checkpoint = checkpoint
+
+    def _prove_the_rest(self) -> None:
+        """Repairs that guests' writes kept us from verifying. What is written throughout even now was overwritten, so
+        the damage is gone; but nobody has seen the copies equal, and so it does not count as repaired."""
+        if self._unproven:
+            done = self._repairer.repair(self._unproven, just_confirmed=False)
+            done |= {i: f.settled(Action.LEFT) for i, f in self._unproven.items() if i not in done}
+            self._journal.conclude(list(done.items()), [], self._checkpoint)
+            self._unproven = {}
 
     def _look_at_busy_again(self) -> StopReason | None:
         """What guests wrote again and again: confirm, at last read it once through the fence and confirm once more.
@@ -166,8 +177,10 @@ class Scrub:
         for batch in list(self._batches(self._checkpoint.busy)):
             if reason := self._pause():
                 return reason
-            busy, findings = batch, list[Finding]()
+            busy, findings = subtract(batch, self._settled), list[Finding]()
             for attempt in range(self._plan.tuning.final_busy_rounds):
+                if not busy:
+                    break
                 last = attempt == self._plan.tuning.final_busy_rounds - 1
                 if last and self._plan.repair and not self._plan.stale:
                     for piece in split(busy, self._plan.tuning.heal_bytes):
@@ -175,8 +188,6 @@ class Scrub:
                 again = self._confirmer.confirm(busy)
                 findings += [f for run in again.damaged for f in findings_of(run, self._plan)]
                 busy = again.busy
-                if not busy:
-                    break
             left = [*subtract(self._checkpoint.busy, batch), *busy]
             self._conclude(findings, replace(self._checkpoint, busy=tuple(coalesce(left))))
         return None

@@ -77,8 +77,7 @@ class Journal(Protocol):
     def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
         """Records confirmed findings before anything is healed, as pending; returns their ids."""
 
-    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
-        """Gives pending findings their final form, and moves the checkpoint where one is given, at once."""
-
-    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
-        """Records findings that need no repair, and moves the checkpoint, at once."""
+    def conclude(
+        self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
+    ) -> None:
+        """Gives pending findings their final form, records those that need no repair, and moves the checkpoint."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qorumctl.core.findings import Action, Finding
-from qorumctl.core.ranges import Range, RangeSet, intersect, split
+from qorumctl.core.ranges import Range, RangeSet, split
 from qorumctl.core.vote import NoMajority, Outvoted
 from qorumctl.scrub.confirm import Confirmer, Round
 from qorumctl.scrub.plan import ScrubPlan
@@ -35,32 +35,27 @@ class Repairer:
         self._plan = plan
         self._supervisor = supervisor
 
-    def repair(
-        self, findings: Mapping[int, Finding], *, just_confirmed: bool
-    ) -> tuple[dict[int, Finding], list[Range]]:
-        """Heals and verifies. Returns each finding in its final form, by id, and what guests kept writing.
+    def repair(self, findings: Mapping[int, Finding], *, just_confirmed: bool) -> dict[int, Finding]:
+        """Heals and verifies. Returns by id, in their final form, the findings that were brought to an end; the others
+        lie where guests kept writing.
 
         `just_confirmed`: a vote of this moment stands behind the findings; else each is voted on before it is healed.
         """
         patients = {i: _Patient(f, to_heal=[f.range] if just_confirmed else []) for i, f in findings.items()}
         done: dict[int, Finding] = {}
-        busy: list[Range] = []
         for _ in range(self._plan.tuning.repair_rounds):
+            if not patients:
+                break
             for patient in patients.values():
                 self._heal(patient)
             looked_at = self._confirmer.confirm([p.finding.range for p in patients.values()])
-            busy = looked_at.busy
             wrong, hopeless, unknown = _sort_out(looked_at)
             for i, patient in list(patients.items()):
                 action = self._judge(patient, wrong, hopeless, unknown)
                 if action is not None:
                     done[i] = patient.finding.settled(action)
                     del patients[i]
-            if not patients:
-                return done, []
-        # Guests have overwritten these throughout, so what was damaged is gone; what is there now nobody could prove.
-        done |= {i: patient.finding.settled(Action.LEFT) for i, patient in patients.items()}
-        return done, [part for p in patients.values() for part in intersect([p.finding.range], busy)]
+        return done
 
     def _heal(self, patient: _Patient) -> None:
         if not patient.to_heal:

@@ -27,25 +27,19 @@ class RunJournal:
         self.run_id = run_id
 
     def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
-        """Records confirmed findings before anything is healed; returns their ids, in order. Those that are pending
-        have to be settled; others of the same batch (no majority, say) stand as they are."""
+        """Records confirmed findings, pending, before anything is healed; returns their ids, in order."""
         with self._database.write() as connection:
             self._check_running(connection)
             return [_insert(connection, self.run_id, finding) for finding in findings]
 
-    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
-        """Gives pending findings their final form, and moves the checkpoint where one is given, at once."""
+    def conclude(
+        self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
+    ) -> None:
+        """Gives pending findings their final form, records those that need no repair, and moves the checkpoint."""
         with self._database.write() as connection:
             self._check_running(connection)
-            for finding_id, finding in outcomes:
+            for finding_id, finding in settled:
                 self._replace(connection, finding_id, finding)
-            if checkpoint is not None:
-                self._move(connection, checkpoint)
-
-    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
-        """Records findings that need no repair, and moves the checkpoint, at once."""
-        with self._database.write() as connection:
-            self._check_running(connection)
             for finding in findings:
                 _insert(connection, self.run_id, finding)
             self._move(connection, checkpoint)

@@ -26,7 +26,7 @@ run = (store.reopen_run(unfinished.id, os.getpid()) if unfinished
        else store.begin_run("repair", SIZE, None, False, None, os.getpid()))
 journal = store.journal(run.id)
 for finding_id, finding in store.pending_findings(run.id):
-    journal.settle([(finding_id, finding.settled(Action.FAILED))], None)
+    journal.conclude([(finding_id, finding.settled(Action.FAILED))], [], run.checkpoint)
 settled = store.settled_ranges(run.id, run.checkpoint.cursor_bytes)
 sector = run.checkpoint.cursor_bytes // S + len(settled)
 while True:
@@ -34,7 +34,7 @@ while True:
     ids = journal.begin_repair([outvoted(sector, Action.PENDING)])
     os.write(1, b"b")
     store.note_position(run.id, here.cursor_bytes)
-    journal.settle([(ids[0], outvoted(sector, Action.FAILED))], here)
+    journal.conclude([(ids[0], outvoted(sector, Action.FAILED))], [], here)
     os.write(1, b"s")
     sector += 1
 """

@@ -112,7 +112,7 @@ class TestDamage:
         with Store.open(directory) as store:
             journal = store.journal(begin(store))
             for n in range(50):
-                journal.record([outvoted(n * 10 + k, Action.LEFT) for k in range(10)], Checkpoint())
+                journal.conclude([], [outvoted(n * 10 + k, Action.LEFT) for k in range(10)], Checkpoint())
         size = (directory / "state.db").stat().st_size
         self.break_file(directory, at=4096, length=size - 4096)
         with pytest.raises(StoreError, match="is damaged"), Store.open(directory) as store:
@@ -154,7 +154,7 @@ def fill(directory: Path) -> tuple[int, StoreError]:
         journal = store.journal(begin(store))
         try:
             for n in range(100_000):
-                journal.record([outvoted(n, Action.LEFT)], Checkpoint(n + 1))
+                journal.conclude([], [outvoted(n, Action.LEFT)], Checkpoint(n + 1))
                 acknowledged += 1
         except StoreError as error:
             return acknowledged, error
@@ -166,7 +166,7 @@ def check_filled(directory: Path, acknowledged: int) -> None:
         run = store.unfinished_run()
         assert run is not None
         assert len(list(store.findings(run.id))) == run.checkpoint.cursor_bytes == acknowledged
-        store.journal(run.id).record([], Checkpoint(1))
+        store.journal(run.id).conclude([], [], Checkpoint(1))
 
 
 @pytest.fixture

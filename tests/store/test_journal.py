@@ -42,12 +42,12 @@ def test_what_needs_no_repair_stands_as_it_is_in_the_same_batch(store: Store, jo
 
 def test_settling_gives_the_final_form_and_moves_the_checkpoint(store: Store, journal: RunJournal) -> None:
     ids = journal.begin_repair([outvoted(1, Action.PENDING), outvoted(3, Action.PENDING)])
-    journal.settle([(ids[0], outvoted(1, Action.REPAIRED))], None)
+    journal.conclude([(ids[0], outvoted(1, Action.REPAIRED))], [], Checkpoint())
     run = store.run(journal.run_id)
     assert run is not None
     assert run.checkpoint.cursor_bytes == 0
     final = outvoted(3, Action.FAILED, copies="ab")
-    journal.settle([(ids[1], final)], Checkpoint(10 * S, 10 * S, 0, {"a": 1}, 2, (Range(0, S),)))
+    journal.conclude([(ids[1], final)], [], Checkpoint(10 * S, 10 * S, 0, {"a": 1}, 2, (Range(0, S),)))
     run = store.run(journal.run_id)
     assert run is not None
     assert run.checkpoint == Checkpoint(10 * S, 10 * S, 0, {"a": 1}, 2, (Range(0, S),))
@@ -57,9 +57,9 @@ def test_settling_gives_the_final_form_and_moves_the_checkpoint(store: Store, jo
 
 def test_a_finding_is_settled_once(store: Store, journal: RunJournal) -> None:
     ids = journal.begin_repair([outvoted(1, Action.PENDING)])
-    journal.settle([(ids[0], outvoted(1, Action.REPAIRED))], None)
+    journal.conclude([(ids[0], outvoted(1, Action.REPAIRED))], [], Checkpoint())
     with pytest.raises(StoreError, match="is not pending"):
-        journal.settle([(ids[0], outvoted(1, Action.FAILED))], Checkpoint(S))
+        journal.conclude([(ids[0], outvoted(1, Action.FAILED))], [], Checkpoint(S))
     found, run = store.finding(ids[0]), store.run(journal.run_id)
     assert found == outvoted(1, Action.REPAIRED)
     assert run is not None
@@ -70,7 +70,7 @@ def test_a_call_that_fails_half_way_has_not_happened(store: Store, journal: RunJ
     broken = outvoted(2, Action.LEFT)
     object.__setattr__(broken, "confirmed_at", None)
     with pytest.raises(StoreError):
-        journal.record([outvoted(1, Action.LEFT), broken], Checkpoint(S))
+        journal.conclude([], [outvoted(1, Action.LEFT), broken], Checkpoint(S))
     run = store.run(journal.run_id)
     assert list(store.findings(journal.run_id)) == []
     assert run is not None
@@ -78,12 +78,12 @@ def test_a_call_that_fails_half_way_has_not_happened(store: Store, journal: RunJ
 
 
 def test_a_resumed_run_knows_what_stays_damaged_ahead_of_it(store: Store, journal: RunJournal) -> None:
-    journal.record([outvoted(1, Action.LEFT), outvoted(5, Action.LEFT, sectors=4)], Checkpoint(2 * S))
+    journal.conclude([], [outvoted(1, Action.LEFT), outvoted(5, Action.LEFT, sectors=4)], Checkpoint(2 * S))
     journal.begin_repair([no_majority(10), outvoted(12, Action.PENDING), unreadable(14, Action.FAILED)])
     ids = [found_id for found_id, _ in store.pending_findings(journal.run_id)]
     assert store.settled_ranges(journal.run_id, 6 * S) == [Range(5 * S, 4 * S), Range(10 * S, S), Range(14 * S, S)]
     # What was repaired is scanned again: it may be damaged anew.
-    journal.settle([(ids[0], outvoted(12, Action.REPAIRED))], None)
+    journal.conclude([(ids[0], outvoted(12, Action.REPAIRED))], [], Checkpoint())
     assert store.settled_ranges(journal.run_id, 11 * S) == [Range(14 * S, S)]
 
 
@@ -93,7 +93,7 @@ def test_threads_share_a_store(store: Store, journal: RunJournal) -> None:
     def work(first: int) -> None:
         try:
             for n in range(20):
-                journal.record([outvoted(first + n, Action.LEFT)], Checkpoint((first + n) * S))
+                journal.conclude([], [outvoted(first + n, Action.LEFT)], Checkpoint((first + n) * S))
                 store.note_position(journal.run_id, n)
                 store.pending_request(journal.run_id)
         except BaseException as error:

@@ -18,7 +18,7 @@ def scrub(store: Store, *findings: Finding, within: Range | None = None, busy: t
           cursor: int | None = None, end: str = "finish") -> int:  # fmt: skip
     run = store.begin_run("report", SIZE, within, False, None, os.getpid())
     reached = cursor if cursor is not None else within.end if within else SIZE
-    store.journal(run.id).record(findings, Checkpoint(reached, reached, 0, {"a": reached}, len(findings), busy))
+    store.journal(run.id).conclude([], findings, Checkpoint(reached, reached, 0, {"a": reached}, len(findings), busy))
     match end:
         case "finish":
             store.finish_run(run.id)
@@ -114,11 +114,13 @@ class TestOpenFindings:
 def test_memory_stays_flat_however_many_findings_there_are(store: Store) -> None:
     run = store.begin_run("report", SIZE, None, False, None, os.getpid())
     journal = store.journal(run.id)
-    journal.record([outvoted(n, Action.LEFT) for n in range(1000)], Checkpoint(S))
+    journal.conclude([], [outvoted(n, Action.LEFT) for n in range(1000)], Checkpoint(S))
     assert sum(1 for _ in store.findings(run.id)) == 1000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for batch in range(1, 20):
-        journal.record([outvoted(n, Action.LEFT) for n in range(batch * 1000, batch * 1000 + 1000)], Checkpoint(S))
+        journal.conclude(
+            [], [outvoted(n, Action.LEFT) for n in range(batch * 1000, batch * 1000 + 1000)], Checkpoint(S)
+        )
     offsets = [0]
     for found in store.findings(run.id):
         assert found.offset >= offsets[-1]

@@ -36,7 +36,7 @@ class TestResuming:
     def test_a_resumed_run_goes_on_from_its_checkpoint(self, store: Store) -> None:
         run = begin(store)
         there = Checkpoint(8192, 4096, 4096, {"a": 4096, "b": 4096}, 3, (Range(0, 512), Range(1024, 512)))
-        store.journal(run.id).record([], there)
+        store.journal(run.id).conclude([], [], there)
         store.note_position(run.id, 9000)
         store.request("pause")
         store.suspend_run(run.id)
@@ -62,7 +62,7 @@ class TestResuming:
             with pytest.raises(RefusedError, match="has ended and cannot be resumed"):
                 store.reopen_run(run.id, 1)
             with pytest.raises(StoreError, match="takes no more findings"):
-                store.journal(run.id).record([], Checkpoint())
+                store.journal(run.id).conclude([], [], Checkpoint())
             with pytest.raises(StoreError, match="is not at work"):
                 store.suspend_run(run.id)
 
@@ -91,14 +91,14 @@ class TestOutcome:
     )
     def test_the_worst_news_wins(self, store: Store, findings: list, outcome: str) -> None:  # type: ignore[type-arg]
         run = begin(store)
-        store.journal(run.id).record(findings, Checkpoint(SIZE))
+        store.journal(run.id).conclude([], findings, Checkpoint(SIZE))
         assert store.findings_outcome(run.id) == outcome
         assert store.outcome_of(begin_again := store.finish_run(run.id)) == outcome
         assert begin_again.finished is not None
 
     def test_no_caller_can_make_it_better_than_its_findings(self, store: Store) -> None:
         run = begin(store)
-        store.journal(run.id).record([no_majority(1)], Checkpoint(SIZE))
+        store.journal(run.id).conclude([], [no_majority(1)], Checkpoint(SIZE))
         assert store.finish_run(run.id, "clean").outcome == "no-majority"
 
     def test_a_caller_can_make_it_worse(self, store: Store) -> None:
