@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from qorumctl.copies.base import CopyReader
 from qorumctl.core.diagnosis import Diagnosis, Kind
-from qorumctl.core.findings import Action, Checkpoint, Finding, Source
+from qorumctl.core.findings import Action, Checkpoint, Finding, FindingVerdict, Source
 from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subtract
 from qorumctl.core.vote import Outvoted
 from qorumctl.scrub.confirm import Confirmer
@@ -86,9 +86,8 @@ class Scrub:
         try:
             segment = self._leave_open_end(self._scanner.scan(self._checkpoint.cursor_bytes))
             self._supervisor.moved(segment.end, 0, len(segment.suspects))
-            suspects = subtract(segment.suspects, self._settled)
-            if suspects:
-                self._confirm_segment(segment, suspects, watch)
+            if segment.suspects:
+                self._confirm_segment(segment, segment.suspects, watch)
             else:
                 self._conclude([], self._advance(segment))
         finally:
@@ -114,16 +113,28 @@ class Scrub:
 
     def _confirm_segment(self, segment: Segment, suspects: list[Range], watch: Watch) -> None:
         first = self._confirmer.confirm(suspects, earlier=watch)
-        findings = [f for run in first.damaged for f in findings_of(run, self._plan)]
+        findings = self._new_findings(first.damaged)
         findings += self._gone_unwritten(segment, first.damaged, first.busy, first.written_before)
         busy = first.busy
         for _ in range(self._plan.tuning.busy_rounds):
             if not busy:
                 break
             again = self._confirmer.confirm(busy)
-            findings += [f for run in again.damaged for f in findings_of(run, self._plan)]
+            findings += self._new_findings(again.damaged)
             busy = again.busy
         self._conclude(findings, self._advance(segment, suspects=len(suspects), busy=busy))
+
+    def _new_findings(self, damaged: list[ObservedRun]) -> list[Finding]:
+        """Findings but for those that an interrupted part of this run left on record. Only repairs go on record ahead
+        of the checkpoint; whatever else ails their sectors (another copy that cannot read them) is not there yet."""
+        on_record = RangeSet(self._settled)
+        found = []
+        for run in damaged:
+            for part in cut(run, on_record.rest_of(run.range)):
+                found += findings_of(part, self._plan)
+            for part in cut(run, on_record.parts_of(run.range)):
+                found += [f for f in findings_of(part, self._plan) if f.verdict is not FindingVerdict.OUTVOTED]
+        return found
 
     def _gone_unwritten(
         self, segment: Segment, damaged: list[ObservedRun], busy: list[Range], written: list[Range]
@@ -177,7 +188,7 @@ class Scrub:
         for batch in list(self._batches(self._checkpoint.busy)):
             if reason := self._pause():
                 return reason
-            busy, findings = subtract(batch, self._settled), list[Finding]()
+            busy, findings = batch, list[Finding]()
             for attempt in range(self._plan.tuning.final_busy_rounds):
                 if not busy:
                     break
@@ -186,7 +197,7 @@ class Scrub:
                     for piece in split(busy, self._plan.tuning.heal_bytes):
                         self._fence.heal(piece)
                 again = self._confirmer.confirm(busy)
-                findings += [f for run in again.damaged for f in findings_of(run, self._plan)]
+                findings += self._new_findings(again.damaged)
                 busy = again.busy
             left = [*subtract(self._checkpoint.busy, batch), *busy]
             self._conclude(findings, replace(self._checkpoint, busy=tuple(coalesce(left))))
