@@ -49,7 +49,7 @@ class Fate:
         self.world.note(name)
         self.world.tick()
         # What matters most happens rarely: between two entries in the journal a crash is made likely.
-        rare = name.startswith(("begin_repair", "settle", "record", "heal"))
+        rare = name.startswith(("begin_repair", "conclude", "heal"))
         strikes, early = self.world.dice.random() < (0.06 if rare else 0.006), self.world.dice.random() < 0.5
         if strikes and early:
             self._strike(error)
@@ -219,15 +219,12 @@ class MemoryJournal:
         with self.fate.call(f"begin_repair {len(findings)}"):
             return [self._add(finding) for finding in findings]
 
-    def settle(self, outcomes: Sequence[tuple[int, Finding]], checkpoint: Checkpoint | None) -> None:
-        with self.fate.call(f"settle {len(outcomes)}"):
-            for number, finding in outcomes:
+    def conclude(
+        self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
+    ) -> None:
+        with self.fate.call(f"conclude {len(settled)} {len(findings)}"):
+            for number, finding in settled:
                 self._settle_one(number, finding)
-            if checkpoint is not None:
-                self._move(checkpoint)
-
-    def record(self, findings: Sequence[Finding], checkpoint: Checkpoint) -> None:
-        with self.fate.call(f"record {len(findings)}"):
             for finding in findings:
                 if finding.action is Action.PENDING:
                     raise Violation(f"recorded as final, but pending: {finding}")
@@ -260,12 +257,14 @@ class MemoryJournal:
         return [(number, f) for number, f in self.findings.items() if f.action is Action.PENDING]
 
     @property
+    def resumable(self) -> list[tuple[int, Finding]]:
+        """What a resumed run has to settle first."""
+        return self.pending
+
+    @property
     def settled(self) -> list[Range]:
-        """What is on record of the part that a resumed run looks at again."""
-        again = [*self.checkpoint.busy]
-        return [
-            f.range
-            for f in self.findings.values()
-            if f.action is not Action.PENDING
-            and (f.range.end > self.checkpoint.cursor_bytes or any(f.range.overlaps(r) for r in again))
-        ]
+        """Damage that stays, on record for parts that a resumed run may look at again. As the state database says it:
+        not what was repaired, which may be damaged anew."""
+        ahead = min([self.checkpoint.cursor_bytes, *(r.offset for r in self.checkpoint.busy)])
+        stays = (f for f in self.findings.values() if f.action in {Action.LEFT, Action.FAILED})
+        return [f.range for f in stays if f.range.end > ahead]

@@ -93,7 +93,7 @@ class Simulation:
             rate_bytes_per_s=scenario.rate_bytes_per_s,
             stale=world.stale,
             checkpoint=journal.checkpoint,
-            pending=journal.pending,
+            pending=journal.resumable,
             settled=journal.settled,
             tuning=scenario.tuning,
         )
@@ -159,6 +159,8 @@ class Examiner:
             raise Violation(f"where there is no majority every copy is at fault and nothing is done: {finding}")
 
     def _count(self, sector: int, finding: Finding) -> None:
+        if sector in self.world.doomed:
+            raise Violation(f"sector {sector} has no majority, but was reported: {finding}")
         for name in finding.copies:
             self.found[sector, name] += 1
             if not self.world.struck[sector, name]:
@@ -194,7 +196,7 @@ class Examiner:
     def _is_cold(self, at: Range) -> bool:
         return self.world.warm.isdisjoint(sectors_of(at))
 
-    # --- at the end -----------------------------------------------------------------------------------------------------
+    # --- at the end -------------------------------------------------------------------------------------------------
 
     def check_the_end(self) -> None:
         assert self.journal is not None

@@ -167,8 +167,10 @@ class World:
         """Copies that fail this write. Only where that leaves every sector a majority of current copies."""
         roll, names = self.dice.random(), sorted(self.copies)
         spare = len(self.copies) - len(self.stale) - self.threshold
-        if roll < 0.05 and spare > 0:
-            return [self.dice.choice(names)]
+        # A disk that cannot read a sector often cannot write it either.
+        failing = [name for name in names if not self.copies[name].unreadable.isdisjoint(sectors_of(at))]
+        if spare > 0 and (roll < 0.05 or (failing and roll < 0.5)):
+            return [self.dice.choice(failing or names)]
         clean = all(not self.wrong(sector) for sector in sectors_of(at))
         if roll < 0.08 and spare > 0 and clean:
             survivor = self.dice.choice(names)
@@ -199,8 +201,8 @@ class World:
             self.shadow[write.at.offset : write.at.end] = write.data
         for sector in sectors_of(write.at):
             for name in self.wrong(sector):
-                kind = "unreadable" if sector in self.copies[name].unreadable else "missed write"
-                self.add_fault(Fault(sector, name, kind, early=False))
+                if sector not in self.copies[name].unreadable:
+                    self.add_fault(Fault(sector, name, "missed write", early=False))
         self.note(f"done {write.at.offset}:{write.at.length}")
 
     def mark(self, write: GuestWrite) -> None:
@@ -262,7 +264,7 @@ class World:
     def strike(self) -> None:
         """A fault that leaves the sector's majority alone, somewhere where nothing is wrong yet."""
         self.activity.faults -= 1
-        sector = self.dice.randrange(self.sectors)
+        sector = self.dice.choice(self.hot) if self.dice.random() < 0.4 else self.dice.randrange(self.sectors)
         at = range_of(sector, sector + 1)
         spare = len(self.copies) - len(self.stale) - self.threshold
         never_struck = all((sector, name) not in self.faults for name in self.copies)
