@@ -84,6 +84,7 @@ def _run(
         except QorumError as error:
             store.fail_run(record.id, str(error))
             raise
+        supervisor.tell()
         if reason is None:
             store.finish_run(record.id)
         else:
@@ -226,13 +227,17 @@ class _Supervisor:
             self._store.note_position(self._run, self._progress.position_bytes)
         if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == self._progress.size_bytes:
             self._told_at_s = now_s
-            self._observer.moved(
-                ScrubPosition(
-                    self._progress.position_bytes,
-                    self._progress.size_bytes,
-                    self._read_bytes,
-                    self._progress.rate_bytes_per_s,
-                    self._progress.eta_s,
-                    self.findings,
-                )
+            self.tell()
+
+    def tell(self) -> None:
+        """Where the run is; also told once at its end, when the last findings are on record."""
+        self._observer.moved(
+            ScrubPosition(
+                self._progress.position_bytes,
+                self._progress.size_bytes,
+                self._read_bytes,
+                self._progress.rate_bytes_per_s,
+                self._progress.eta_s,
+                self.findings,
             )
+        )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from qorumctl.model.demo import DemoReport
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -38,6 +39,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "result": Result,
     "attach": AttachReport,
     "qmp": QmpReport,
+    "demo": DemoReport,
     "error": ErrorReport,
 }
 
