@@ -56,6 +56,7 @@ def save(path: Path, spec: SetSpec) -> None:
                 remedy="Change it with an editor.",
                 path=str(path),
             )
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomically(target, text.encode(), 0o640, group=group)
     except OSError as error:
         raise DefinitionError(

@@ -104,7 +104,8 @@ def _usage_error(error: Exception) -> UsageError:
     message = str(getattr(error, "format_message", lambda: str(error))()).strip().replace("Value error, ", "")
     ctx = getattr(error, "ctx", None)
     command = ctx.command_path if ctx is not None else "qorumctl"
-    return UsageError(f"{message.rstrip('.')}.", remedy=f"See '{command} --help'.")
+    ended = message if message[-1:] in {".", "?"} else f"{message}."
+    return UsageError(ended, remedy=f"See '{command} --help'.")
 
 
 def _internal_error(error: Exception, verbose: bool) -> InternalError:

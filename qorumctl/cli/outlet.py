@@ -80,10 +80,13 @@ class Outlet:
     def warning(self, text: str) -> None:
         self.note(f"qorumctl: warning: {text}")
 
-    def error(self, error: QorumError) -> None:
-        """`qorumctl: MESSAGE REMEDY` on standard error; with `--json` the document too, on standard output."""
+    def error(self, error: QorumError, *, exit_code: int | None = None) -> None:
+        """`qorumctl: MESSAGE REMEDY` on standard error; with `--json` the document too, on standard output.
+
+        `exit_code`: where it is not the error's own.
+        """
         if self.as_json:
-            self.json(error_document(error))
+            self.json(error_document(error, exit_code))
         self.note(f"qorumctl: {error}")
 
     def traceback(self, error: BaseException) -> None:
@@ -122,7 +125,7 @@ def outlet_of(ctx: typer.Context, as_json: bool, verbose: bool) -> Outlet:
     return outlet
 
 
-def error_document(error: QorumError) -> dict[str, Any]:
+def error_document(error: QorumError, exit_code: int | None = None) -> dict[str, Any]:
     from qorumctl.model.status import ErrorReport
 
     return ErrorReport(
@@ -132,7 +135,7 @@ def error_document(error: QorumError) -> dict[str, Any]:
         set=error.set_name,
         copy_=error.copy,
         path=error.path,
-        exit_code=error.exit_code,
+        exit_code=error.exit_code if exit_code is None else exit_code,
     ).model_dump(mode="json", by_alias=True)
 
 

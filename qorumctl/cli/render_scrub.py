@@ -324,12 +324,12 @@ def opening_line(start: ScrubStart) -> str:
 
 def progress_line(start: ScrubStart, position: ScrubPosition) -> str:
     at = percent(position.position_bytes, position.size_bytes)
-    return f"{start.set_name}: scrub at {at}, {', '.join(_facts(position))}"
+    return f"{start.set_name}: at {at}, {', '.join(_facts(position))}"
 
 
 def closing_line(start: ScrubStart, position: ScrubPosition | None, seconds: float) -> str:
     found = counted(position.findings, "finding") if position is not None else "0 findings"
-    return f"{start.set_name}: scrub ended after {format_duration(seconds)}, {found}"
+    return f"{start.set_name}: ended after {format_duration(seconds)}, {found}"
 
 
 def progress_bar(start: ScrubStart, position: ScrubPosition | None) -> RenderableType:
@@ -342,10 +342,14 @@ def progress_bar(start: ScrubStart, position: ScrubPosition | None) -> Renderabl
     grid.add_column(no_wrap=True, justify="right")
     grid.add_row(words(_title(start)), ProgressBar(total=size, completed=done), percent(done, size))
     facts = _facts(position) if position else ["beginning"]
-    return Group(grid, Padding(words(", ".join(facts)), (0, 0, 0, 2)))
+    # Not padded to the edge: the echo of ^C would wrap there, and the bar would be drawn a line too low.
+    return Group(grid, Padding(words(", ".join(facts)), (0, 0, 0, 2), expand=False))
 
 
 def _title(start: ScrubStart) -> str:
+    if start.run == 0:
+        # `create` compares images that are in no set yet: that is on no record.
+        return f"{start.set_name}: comparing its images"
     kind = "recovery scrub" if start.recovery else f"{start.mode} scrub"
     return f"{start.set_name}: {kind}, run {start.run}"
 

@@ -13,7 +13,7 @@ from qorumctl.cli import exit_codes
 from qorumctl.cli.grammar import AsJson, Cache, Force, Format, Now, Policy, SetName, SetNames, Takeover, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.cli.text import printable
-from qorumctl.errors import RefusedError, UsageError
+from qorumctl.errors import QorumError, RefusedError, UsageError
 from qorumctl.units import parse_size
 
 if TYPE_CHECKING:
@@ -117,16 +117,14 @@ def _change(outlet: Outlet, work: Work) -> None:
     from qorumctl.controller.sets import QuorumSets
 
     sets = QuorumSets()
-    done, code = asyncio.run(_watched(outlet, sets, work))
+    done = asyncio.run(_watched(outlet, sets, work))
     for text in done.warnings:
         outlet.warning(text)
     _tell(outlet, sets, done)
-    if code:
-        raise typer.Exit(code)
 
 
-async def _watched(outlet: Outlet, sets: QuorumSets, work: Work) -> tuple[Result, int]:
-    """The result, and the exit code: Ctrl-C during a scrub stops the scrub, not the command."""
+async def _watched(outlet: Outlet, sets: QuorumSets, work: Work) -> Result:
+    """Ctrl-C during the scrub stops the scrub; the command then ends in order, with its own words."""
     from qorumctl.cli.progress import display
     from qorumctl.cli.steering import Steering, SteerOnceStarted
     from qorumctl.controller.observer import ScrubControl
@@ -134,9 +132,14 @@ async def _watched(outlet: Outlet, sets: QuorumSets, work: Work) -> tuple[Result
     with display(outlet) as shown:
         steering = Steering(outlet, ScrubControl(), shown)
         with SteerOnceStarted(shown, steering) as observer:
-            done = await work(sets, observer, steering.control)
-    interrupted = steering.interrupted and not done.changed
-    return done, exit_codes.INTERRUPTED if interrupted else exit_codes.FINE
+            try:
+                return await work(sets, observer, steering.control)
+            except QorumError as error:
+                if not steering.interrupted:
+                    raise
+                shown.hide()
+                outlet.error(error, exit_code=exit_codes.INTERRUPTED)
+                raise typer.Exit(exit_codes.INTERRUPTED) from None
 
 
 def _tell(outlet: Outlet, sets: QuorumSets, done: Result) -> None:

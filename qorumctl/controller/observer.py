@@ -6,7 +6,9 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
-from qorumctl.scrub.ports import StopReason as StopReason
+from qorumctl.scrub.ports import StopReason
+
+__all__ = ["Observer", "ScrubControl", "ScrubPosition", "ScrubStart", "Silent", "StopReason"]
 
 
 @dataclass(frozen=True, slots=True)

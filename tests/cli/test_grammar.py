@@ -71,8 +71,7 @@ def run(*arguments: str) -> int:
         ),
         (
             "schema frob",
-            "There is no schema 'frob'. Kinds: definition, scrub-report, history, status, list, show, check, doctor,"
-            " result, attach, qmp, error.",
+            f"There is no schema 'frob'. Kinds: {', '.join(KINDS)}.",
         ),
         ("show ../x", "'../x' cannot name a set. Use 1 to 32 of a-z, 0-9, '_', '-', a letter or digit first."),
     ],

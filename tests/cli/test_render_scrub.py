@@ -250,6 +250,6 @@ def test_lines_of_a_log() -> None:
         " guests come in."
     )
     assert render_scrub.progress_line(START, POSITION) == (
-        "web01: scrub at 45 %, 9 GiB of 20 GiB, 512 MiB/s, 22s left, 3 findings"
+        "web01: at 45 %, 9 GiB of 20 GiB, 512 MiB/s, 22s left, 3 findings"
     )
-    assert render_scrub.closing_line(START, POSITION, 40.2) == "web01: scrub ended after 40s, 3 findings"
+    assert render_scrub.closing_line(START, POSITION, 40.2) == "web01: ended after 40s, 3 findings"
