@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.scrub.plan import Tuning
-from tests.sim.world import Activity, World, range_of
+from tests.sim.world import Activity, Fault, World, range_of
 
 Mode = Literal["A", "B", "C"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -83,8 +83,6 @@ def _make_stale(world: World) -> None:
 
 
 def _set_back(world: World, sector: int, names: list[str], old: bytes) -> None:
-    from tests.sim.world import Fault
-
     for name in names:
         copy = world.copies[name]
         copy.data[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = old
