@@ -64,7 +64,8 @@ class NbdServer:
     """An nbdkit of the test's own. `at`: where its socket and pidfile go, without suffix."""
 
     def __init__(self, at: Path, arguments: Sequence[object]) -> None:
-        self.uri = f"nbd+unix:///?socket={at}.sock"
+        self.socket = Path(f"{at}.sock")
+        self.uri = f"nbd+unix:///?socket={self.socket}"
         self._pidfile = at.with_suffix(".pid")
         command = ["nbdkit", "-f", "-U", f"{at}.sock", "-P", str(self._pidfile), *map(str, arguments)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -87,6 +88,19 @@ class NbdServer:
         # A paused server does not hear SIGTERM.
         self._process.kill()
         self._process.wait()
+
+
+def faulty_server(
+    nbdkit: Callable[..., NbdServer], path: Path, bad: Sequence[tuple[int, int]], *, once: Path | None = None
+) -> NbdServer:
+    """A file whose sectors `bad` (first, last) cannot be read. `once`: only while this file exists."""
+    tests = " || ".join(f"[ $4 -lt {(last + 1) * 512} -a $(($4 + $3)) -gt {first * 512} ]" for first, last in bad)
+    condition = f"({tests})" if once is None else f"[ -e {once} ] && ({tests})"
+    read = f"if {condition}; then echo EIO bad sector >&2; exit 1; fi; tail -c +$(($4 + 1)) {path} | head -c $3"
+    write = f"dd of={path} bs=64k conv=notrunc oflag=seek_bytes seek=$4 status=none"
+    return nbdkit(
+        "eval", f"get_size=echo {path.stat().st_size}", f"pread={read}", "can_write=exit 0", f"pwrite={write}"
+    )
 
 
 def make_spec(sources: Mapping[str, Path | str], *, size_bytes: int = SIZE, **keys: Any) -> SetSpec:

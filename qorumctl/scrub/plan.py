@@ -38,8 +38,10 @@ class Tuning:
     """Holes smaller than this are read: cutting the stream costs more."""
     sample_bytes: int = 4 * KIB
     """Of each version kept as evidence."""
-    failing_chunks: int = 16
-    """So many chunks in a row that a copy failed to read: it is asked for a sector of each, then given up."""
+    failing_chunks: int = 4
+    """So many chunks in a row that a copy failed to read raise the question whether it can read anything."""
+    failing_probes: int = 16
+    """... answered by reading this many sectors spread over the disk."""
 
 
 @dataclass(frozen=True, slots=True)

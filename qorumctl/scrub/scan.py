@@ -126,14 +126,16 @@ class Scanner:
 
     def _give_up_on_the_dead(self, failing: Mapping[str, list[Range]]) -> None:
         """A copy that cannot read anything would be bisected sector by sector for days: say so instead."""
+        tuning, size = self._plan.tuning, self._plan.size_bytes
         for reader in self._readers:
             chunks = failing[reader.name]
-            if len(chunks) < self._plan.tuning.failing_chunks:
+            if len(chunks) < tuning.failing_chunks:
                 continue
-            probes = [Range(chunk.offset, min(SECTOR_BYTES, chunk.length)) for chunk in chunks]
+            spread = [size * n // tuning.failing_probes // SECTOR_BYTES for n in range(tuning.failing_probes)]
+            probes = [Range(sector * SECTOR_BYTES, SECTOR_BYTES) for sector in spread]
             if all(reader.observe(probe).unreadable for probe in probes):
                 raise CopyUnavailableError(
-                    f"Copy {reader.name} cannot read anything from offset {chunks[0].offset} to {chunks[-1].end}.",
+                    f"Copy {reader.name} cannot read anything: every read fails, from offset {chunks[0].offset} on.",
                     remedy="Bring its storage back, then scrub again: the run resumes where it was.",
                     copy=reader.name,
                 )
