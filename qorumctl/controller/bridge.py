@@ -53,6 +53,7 @@ class LiveFence:
         self._size_bytes = size_bytes
         self._hang_up = hang_up
         self._heal_link: NbdLink | None = None
+        self._stalled = False
         # Unique beyond this process: what a crashed one left must never be taken for ours.
         prefix = f"{WATCH_PREFIX}{os.getpid()}-{uuid4().hex[:6]}"
         self._names = (f"{prefix}-{n}" for n in itertools.count(1))
@@ -90,7 +91,9 @@ class LiveFence:
         return [r for r, flags in extents if flags & _DIRTY]
 
     def forget(self, watches: Iterable[Watch]) -> None:
-        self._call(self._quorum.forget(list(watches)))
+        # A stalled monitor would keep each clean-up waiting for another deadline; the next command sweeps.
+        if not self._stalled:
+            self._call(self._quorum.forget(list(watches)))
 
     def heal(self, at: Range) -> bool:
         """A fenced read waits for overlapping writes, and new ones overtake it: under sustained writes it starves.
@@ -143,6 +146,7 @@ class LiveFence:
         try:
             return future.result()
         except DaemonStalledError:
+            self._stalled = True
             self.close()
             self._hang_up()
             raise

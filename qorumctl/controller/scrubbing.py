@@ -127,21 +127,20 @@ def _engine(
 def _record(store: Store, job: ScrubJob) -> RunRecord:
     """The run to go on with: the newest unfinished one where it was asked for the same, else a new one."""
     options, parameters = job.options, {"copies": list(job.spec.copy_names), "threshold": job.spec.threshold}
-    unfinished = store.unfinished_run()
-    if unfinished is not None:
+    for unfinished in store.unfinished_runs():
+        if unfinished.within != options.within:
+            # A scrub of a range leaves a paused one of the whole disk alone.
+            continue
         same = (
             unfinished.mode == job.mode
             and unfinished.size_bytes == job.spec.size
-            and unfinished.within == options.within
             and unfinished.thorough == options.thorough
             and unfinished.cause == job.cause
             and dict(unfinished.parameters) == parameters
         )
-        # A recovery starts over: guests may have written, and the daemon died again, since the last one.
-        if same and not options.fresh and job.cause is None:
+        if same and not options.fresh:
             return store.reopen_run(unfinished.id, os.getpid())
-        if unfinished.within is None or options.within is not None:
-            store.abandon_run(unfinished.id)
+        store.abandon_run(unfinished.id)
     return store.begin_run(
         job.mode, job.spec.size, options.within, options.thorough, job.cause, os.getpid(), parameters
     )

@@ -112,6 +112,13 @@ class Store:
         )
         return None if row is None else run_from_row(row)
 
+    def unfinished_runs(self) -> list[RunRecord]:
+        """All that can be resumed, newest first."""
+        rows = self._database.rows(
+            "SELECT * FROM runs WHERE state IN ('running', 'suspended', 'failed') ORDER BY id DESC"
+        )
+        return [run_from_row(row) for row in rows]
+
     def reopen_run(self, run_id: int, pid: int) -> RunRecord:
         """At work again, from its checkpoint. Raises RefusedError for a run that has ended."""
         with self._database.write() as connection:
