@@ -6,7 +6,6 @@ These raise OSError: the caller knows what the file is for and says so.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -46,7 +45,9 @@ def write_atomically(path: Path, content: bytes, mode: int, *, group: int | None
 
     `mode` is set whatever the umask says; `group`, a gid, where one is given.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    # One name, so that what a crash left is cleared by the next write. Writers of one file hold their set's lock.
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:

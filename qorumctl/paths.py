@@ -52,6 +52,17 @@ def directories(environment: Mapping[str, str] | None = None) -> Directories:
     )
 
 
+def make_directories(path: Path) -> None:
+    """Makes `path` and its missing parents, none wider than 0755 under any umask: pathlib makes parents 0777.
+
+    Raises OSError.
+    """
+    for directory in (*reversed(path.parents), path):
+        if not directory.is_dir():
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(mode=0o755)
+
+
 def ensure_private(path: Path, mode: int = 0o700, *, group: int | None = None) -> None:
     """Makes `path` a directory of exactly `mode` that belongs to us (or to root, and that others cannot write to).
 
@@ -59,7 +70,7 @@ def ensure_private(path: Path, mode: int = 0o700, *, group: int | None = None) -
     of. Raises RefusedError for a symbolic link, something that is no directory, and a directory of somebody else.
     """
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_directories(path.parent)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=mode & 0o700)
         if path.is_symlink():

@@ -24,6 +24,7 @@ from qorumctl.paths import Directories
 from qorumctl.store import SetLock, Store
 
 _RUNNING_DEFINITION = "running.definition"
+_UNCOMPARED = "uncompared"
 _LOCK_POLL_S = 0.02
 
 
@@ -71,10 +72,28 @@ class SetContext:
     def running_spec(self, store: Store) -> SetSpec | None:
         """What the daemon was started from: the file may have been edited since. None: stopped in order."""
         text = store.meta(_RUNNING_DEFINITION)
-        return SetSpec.model_validate_json(text) if text else None
+        if not text:
+            return None
+        try:
+            return SetSpec.model_validate_json(text)
+        except ValueError:
+            # Written by another version. The file is the next best account of what runs.
+            return self.spec()
 
     def note_running(self, store: Store, spec: SetSpec | None) -> None:
         store.set_meta(_RUNNING_DEFINITION, None if spec is None else spec.model_dump_json())
+
+    def uncompared(self, store: Store) -> bool:
+        """Whether an unclean stop is on record, after which nothing has compared the copies from end to end."""
+        return store.meta(_UNCOMPARED) is not None
+
+    def died(self, store: Store) -> bool:
+        """Whether the daemon, which does not run, was never stopped in order. Sidecars say so, too; a set of devices
+        has none."""
+        return store.meta(_RUNNING_DEFINITION) is not None
+
+    def note_uncompared(self, store: Store, uncompared: bool) -> None:
+        store.set_meta(_UNCOMPARED, "1" if uncompared else None)
 
     @asynccontextmanager
     async def control(self, *, timeout_s: float | None = None) -> AsyncIterator[Monitor]:
@@ -93,7 +112,7 @@ class SetContext:
 
     @asynccontextmanager
     async def scrub_monitor(self) -> AsyncIterator[Monitor]:
-        """The monitor of whoever holds the set's lock for long; `status` goes on using the other one."""
+        """The monitor of whoever holds the set's lock; `status`, which holds none, uses the other one."""
         async with await Monitor.open(self.runtime.scrub_sock, timeout_s=self.timeouts.monitor_s) as monitor:
             yield monitor
 

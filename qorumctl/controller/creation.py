@@ -1,21 +1,22 @@
-"""Create and delete. `create` takes images that are all missing, or all there and equal; never a mix: one fenced read
+"""Create: takes images that are all missing, or all there and equal; never a mix: one fenced read
 of a set made of one good image and two blank ones would overwrite the good one."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
-from qorumctl import definitions, identity, images
+from qorumctl import definitions, identity, image_use, images
+from qorumctl.controller import interrupted
 from qorumctl.controller.bridge import QuietFence
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.lifecycle import end_leftover, prepare_directories, rolled_back
+from qorumctl.controller.deletion import forget_history
+from qorumctl.controller.lifecycle import end_leftover, is_up, prepare_directories, rolled_back
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
 from qorumctl.controller.options import CreateOptions
 from qorumctl.controller.scrubbing import WallClock
@@ -27,8 +28,10 @@ from qorumctl.core.vote import strict_majority
 from qorumctl.daemon.formatting import format_image
 from qorumctl.daemon.graph import copy_node
 from qorumctl.errors import QorumError, RefusedError, UsageError
+from qorumctl.files import reason
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdSource, SetSpec, Source
 from qorumctl.model.status import Result
+from qorumctl.paths import make_directories
 from qorumctl.scrub.engine import Scrub
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import StopReason
@@ -45,15 +48,48 @@ async def create(
     copies = _copies(sources, options)
     if context.is_defined():
         return _same_again(context, copies, options)
+    await _refuse_living(context)
+    await end_leftover(context)
+    interrupted.take_back(context)
     context.runtime.check()
     images.distinct(copies, own_socket=context.runtime.nbd_sock)
     existing = _existing(copies)
-    await end_leftover(context)
+    _prepare_config(context)
     if not existing:
         await _make(context, copies, options)
     else:
         await _adopt(context, copies, options, observer, control)
     return Result(set=context.name, command="create", changed=True)
+
+
+async def _refuse_living(context: SetContext) -> None:
+    """A definition can be lost, or removed by hand, while guests are at work."""
+    if await is_up(context):
+        raise RefusedError(
+            f"A set {context.name} runs (pid {context.pid()}), though its definition is gone.",
+            remedy=f"Nothing was changed. Bring {context.definition_path} back, or run 'qorumctl stop {context.name}'.",
+            set_name=context.name,
+            path=str(context.definition_path),
+        )
+
+
+def _prepare_config(context: SetContext) -> None:
+    """Before any image is made: a definition that cannot be written at the end would have cost a full comparison."""
+    directory = context.directories.config
+    try:
+        make_directories(directory)
+    except OSError as error:
+        raise RefusedError(
+            f"The directory {directory} cannot be made: {reason(error)}.",
+            remedy="Make it, or choose another with QORUM_CONFIG_DIR.",
+            path=str(directory),
+        ) from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise RefusedError(
+            f"The definition cannot be written to {directory}: this user may not.",
+            remedy="Run this as its owner, or choose another with QORUM_CONFIG_DIR.",
+            path=str(directory),
+        )
 
 
 def _copies(sources: Sequence[str], options: CreateOptions) -> tuple[CopySpec, ...]:
@@ -112,7 +148,16 @@ def _existing(copies: Sequence[CopySpec]) -> bool:
             path=absent[0].source.label,
         )
     for copy in copies:
-        if isinstance(copy.source, FileSource) and (sidecar := identity.read(copy.source.path)) is not None:
+        if not isinstance(copy.source, FileSource):
+            continue
+        if image_use.is_used(copy.source.path, writers_only=True):
+            raise RefusedError(
+                f"{copy.source.path} is in use by another process.",
+                remedy="Nothing was changed. Stop what uses it: another set, a virtual machine, or qemu-nbd.",
+                copy=copy.name,
+                path=copy.source.path,
+            )
+        if (sidecar := identity.read(copy.source.path)) is not None:
             path = identity.sidecar_path(copy.source.path)
             raise RefusedError(
                 f"{copy.source.path} belongs to set '{sidecar.set}'.",
@@ -153,6 +198,7 @@ def _same_again(context: SetContext, copies: tuple[CopySpec, ...], options: Crea
         and options.size_bytes in {None, spec.size}
         and options.policy == spec.policy
         and options.threshold in {None, spec.threshold}
+        and all(copy.cache == options.cache for copy in spec.copies)
     )
     if not same:
         raise RefusedError(
@@ -175,6 +221,8 @@ async def _make(context: SetContext, copies: tuple[CopySpec, ...], options: Crea
         images.check_free_space(sources, spec.size)
     files = [source for source in sources if isinstance(source, FileSource)]
     made: list[tuple[int, str]] = []
+    forget_history(context)
+    interrupted.announce(context, spec, makes_images=True)
     with ExitStack() as stack:
         try:
             for source in files:
@@ -188,7 +236,9 @@ async def _make(context: SetContext, copies: tuple[CopySpec, ...], options: Crea
             for descriptor, path in made:
                 if images.remove_created(descriptor, path):
                     identity.remove(path)
+            interrupted.conclude(context)
             raise
+    interrupted.conclude(context)
 
 
 async def _format(
@@ -198,7 +248,7 @@ async def _format(
     if all(source.format == "raw" for source in files):
         return
     prepare_directories(context)
-    async with rolled_back(context, None) as monitor:
+    async with rolled_back(context) as monitor:
         for (descriptor, path), source in zip(made, files, strict=True):
             inode = f"/proc/{os.getpid()}/fd/{descriptor}"
             await format_image(monitor, inode, source.format, size_bytes, label=path)
@@ -212,10 +262,11 @@ async def _adopt(
     prepare_directories(context)
     # The length is not known before the daemon has opened them; 512 only stands in for it.
     provisional = _spec(context, copies, options, 1 << 20)
-    async with rolled_back(context, None) as monitor:
+    async with rolled_back(context) as monitor:
         lengths = await context.quorum(provisional, monitor).open_copies(read_only=True)
         size = options.size_bytes or lengths[copies[0].name]
         for copy in copies:
+            _check_whole_sectors(copy, lengths[copy.name])
             if lengths[copy.name] != size:
                 raise RefusedError(
                     f"{copy.source.label} has {lengths[copy.name]} bytes, "
@@ -227,14 +278,29 @@ async def _adopt(
         spec = _spec(context, copies, options, size)
         await asyncio.to_thread(_compare, context, spec, observer, control)
     await end_leftover(context)
-    identity.found(spec, identity.this_host())
+    forget_history(context)
+    interrupted.announce(context, spec, makes_images=False)
     try:
+        identity.found(spec, identity.this_host())
         definitions.save(context.definition_path, spec)
     except BaseException:
         for copy in spec.copies:
             if isinstance(copy.source, FileSource):
                 identity.remove(copy.source.path)
+        interrupted.conclude(context)
         raise
+    interrupted.conclude(context)
+
+
+def _check_whole_sectors(copy: CopySpec, length_bytes: int) -> None:
+    """QEMU rounds a raw file's length up."""
+    if isinstance(copy.source, FileSource) and (said := images.inspect(copy.source).size_bytes) != length_bytes:
+        raise RefusedError(
+            f"{copy.source.label} has {said} bytes, which is no multiple of 512.",
+            remedy="Nothing was changed. Bring the image to its right length.",
+            copy=copy.name,
+            path=copy.source.label,
+        )
 
 
 def _compare(context: SetContext, spec: SetSpec, observer: Observer, control: ScrubControl) -> None:
@@ -327,36 +393,3 @@ class _Onlooker:
                 suspects,
             )
         )
-
-
-async def delete(context: SetContext, *, images_too: bool) -> Result:
-    """Forgets a stopped set: sidecars, state, definition last, so that an interrupted delete can be repeated."""
-    spec = context.spec()
-    if context.pid() is not None:
-        raise RefusedError(
-            f"{spec.name} is running.", remedy=f"Run 'qorumctl stop {spec.name}' first.", set_name=spec.name
-        )
-    await end_leftover(context)
-    sidecars = identity.read_all(spec)
-    identity.judge(sidecars, spec, identity.this_host().id)
-    for copy in spec.copies:
-        if isinstance(copy.source, FileSource):
-            # Only what carries this set's identity: the path may hold somebody else's image by now.
-            if images_too and sidecars[copy.name] is not None:
-                _unlink(copy.source.path)
-            if sidecars[copy.name] is not None:
-                identity.remove(copy.source.path)
-    if context.runtime.directory.is_dir():
-        shutil.rmtree(context.runtime.directory)
-    _unlink(str(context.definition_path))
-    shutil.rmtree(context.state_dir, ignore_errors=True)
-    return Result(set=spec.name, command="delete", changed=True)
-
-
-def _unlink(path: str) -> None:
-    try:
-        Path(path).unlink(missing_ok=True)
-    except OSError as error:
-        raise RefusedError(
-            f"{path} cannot be removed: {error.strerror}.", remedy="Check its rights, then delete again.", path=path
-        ) from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qorumctl import identity, images
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.lifecycle import definition_differs, refuse_stale
+from qorumctl.controller.lifecycle import definition_differs
+from qorumctl.controller.vetting import Look, looks
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import FindingVerdict
 from qorumctl.core.ranges import SECTOR_BYTES, Range
@@ -17,7 +17,7 @@ from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import GraphState
 from qorumctl.errors import CopyUnavailableError, DaemonError, LockedError, QorumError
 from qorumctl.model.report import FindingDocument, RunSummary
-from qorumctl.model.spec import DeviceSource, FileSource, SetSpec
+from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
     CheckItem,
     CheckReport,
@@ -29,7 +29,6 @@ from qorumctl.model.status import (
     SetStatus,
 )
 from qorumctl.store import RunState, SetLock
-from qorumctl.units import format_size
 
 Counts = dict[str, tuple[int, int, int]]
 
@@ -39,6 +38,7 @@ class _History:
     """What the store remembers. `open_by_copy`: copy -> findings that were left in it."""
 
     running_spec: SetSpec | None = None
+    uncompared: bool = False
     scrub: RunningScrub | None = None
     last: RunSummary | None = None
     counts: Counts = field(default_factory=dict)
@@ -85,6 +85,30 @@ async def status(context: SetContext) -> SetStatus:
     )
 
 
+async def status_at_all_costs(context: SetContext) -> SetStatus:
+    """As `status`; a set whose definition or state cannot be used is `failed`, and must not hide how the others are.
+    What is unknown of it is empty, or 0."""
+    try:
+        return await status(context)
+    except QorumError as error:
+        return SetStatus(
+            set=context.name,
+            uuid="",
+            state=SetState.FAILED,
+            reason=str(error),
+            size=0,
+            threshold=0,
+            policy="repair",
+            pid=context.pid(),
+            volume=None,
+            definition_differs=False,
+            scrub=None,
+            last_scrub=None,
+            unrepaired=0,
+            copies=[],
+        )
+
+
 def _edited(context: SetContext, running: SetSpec | None) -> bool:
     try:
         return definition_differs(running, context.spec())
@@ -99,6 +123,7 @@ def _history(context: SetContext) -> _History:
     holder = SetLock.held_by(context.state_dir)
     with context.store(read_only=True) as store:
         history.running_spec = context.running_spec(store)
+        history.uncompared = context.uncompared(store)
         history.counts = store.copy_counts()
         for run in store.runs(1):
             history.last = store.run_summary(run)
@@ -114,14 +139,15 @@ def _history(context: SetContext) -> _History:
     return history
 
 
-async def _live(context: SetContext, spec: SetSpec) -> _Live:
+async def _live(context: SetContext, spec: SetSpec) -> _Live | None:
     limit_s = context.timeouts.status_s
     try:
         async with asyncio.timeout(2 * limit_s), context.control(timeout_s=limit_s) as monitor:
             graph = await context.quorum(spec, monitor).describe()
-    except LockedError as error:
-        return _Live(None, problem=error.message)
-    except (DaemonError, TimeoutError) as error:
+    except (DaemonError, LockedError, TimeoutError) as error:
+        if context.pid() is None:
+            # It has ended since we looked for it.
+            return None
         words = error.message if isinstance(error, QorumError) else "The daemon does not answer."
         return _Live(None, stalled=True, problem=words)
     answers = await asyncio.gather(*(asyncio.to_thread(_answers, context, name) for name in graph.copies))
@@ -172,6 +198,8 @@ def _judge(
                 SetState.FAILED,
                 "The daemon is gone without having been stopped; the next start compares the copies.",
             )
+        if history.uncompared:
+            return SetState.STOPPED, "The set was not stopped in order; the next start compares the copies."
         return SetState.STOPPED, "The set is not running."
     if live.stalled:
         return SetState.STALLED, live.problem
@@ -204,52 +232,13 @@ def check(context: SetContext) -> CheckReport:
     """Looks at everything that `start` would look at before it starts a daemon. Changes nothing."""
     spec = context.spec()
     items = [CheckItem(subject="definition", ok=True, detail=str(context.definition_path))]
-    items.append(_try("sockets", context.runtime.check, str(context.runtime.directory)))
-    items.append(
-        _try("images", lambda: images.distinct(spec.copies, own_socket=context.runtime.nbd_sock), "all different")
-    )
-    for copy in spec.copies:
-        items.append(_check_copy(spec, copy.name))
-    items.append(_try("identity", lambda: _check_identity(spec), "all of this set, none has missed writes"))
+    items += [_check(look) for look in looks(context, spec, takeover=False)]
     return CheckReport(set=spec.name, ok=all(item.ok for item in items), items=items)
 
 
-def _try(subject: str, look: Callable[[], object], detail: str) -> CheckItem:
+def _check(look: Look) -> CheckItem:
     try:
-        look()
+        look.run()
     except QorumError as error:
-        return CheckItem(subject=subject, ok=False, detail=error.message, remedy=error.remedy)
-    return CheckItem(subject=subject, ok=True, detail=detail)
-
-
-def _check_copy(spec: SetSpec, name: str) -> CheckItem:
-    source = spec.copy_named(name).source
-    subject = f"copy {name}"
-    try:
-        size: int | None = spec.size
-        if isinstance(source, FileSource):
-            info = images.inspect(source)
-            if not info.exists:
-                return CheckItem(
-                    subject=subject,
-                    ok=False,
-                    detail=f"{source.path} does not exist.",
-                    remedy="Mount what it lives on, or bring it back.",
-                )
-            size = info.size_bytes
-        elif isinstance(source, DeviceSource):
-            size = images.device_size(source.path)
-        if size != spec.size:
-            return CheckItem(
-                subject=subject,
-                ok=False,
-                detail=f"{source.label} has {size} bytes, the set {spec.size}.",
-                remedy="Restore its length, or correct the definition's size.",
-            )
-    except QorumError as error:
-        return CheckItem(subject=subject, ok=False, detail=error.message, remedy=error.remedy)
-    return CheckItem(subject=subject, ok=True, detail=f"{source.label}, {format_size(spec.size)}")
-
-
-def _check_identity(spec: SetSpec) -> None:
-    refuse_stale(spec, identity.judge(identity.read_all(spec), spec, identity.this_host().id))
+        return CheckItem(subject=look.subject, ok=False, detail=error.message, remedy=error.remedy)
+    return CheckItem(subject=look.subject, ok=True, detail=look.detail)

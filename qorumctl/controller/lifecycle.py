@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import grp
+import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from qorumctl import definitions, identity, images
+from qorumctl import definitions, identity
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.scrubbing import ScrubJob, run
+from qorumctl.controller.vetting import group_of, vet
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.findings import Cause
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.graph import HEAL
+from qorumctl.daemon.exports import export_ids
+from qorumctl.daemon.features import missing_features
+from qorumctl.daemon.graph import HEAL, VOLUME, copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import CopyUnavailableError, DaemonError, DaemonStalledError, QorumError, RefusedError
-from qorumctl.identity import Identity
+from qorumctl.errors import (
+    CopyUnavailableError,
+    DaemonError,
+    DaemonStalledError,
+    DaemonStartError,
+    QorumError,
+    RefusedError,
+    StoreError,
+)
+from qorumctl.files import reason
 from qorumctl.model.report import ScrubReport
-from qorumctl.model.spec import FileSource, SetSpec
+from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import Result, SetState
-from qorumctl.paths import ensure_private
+from qorumctl.paths import ensure_private, make_directories
 
 _KILLED_S = 5.0
 """How long a killed process may take to be gone: the kernel ends its I/O first."""
@@ -32,112 +43,103 @@ _KILLED_S = 5.0
 
 async def start(context: SetContext, *, now: bool, takeover: bool, observer: Observer, control: ScrubControl) -> Result:
     """Starts and assembles the set; under its lock. A set that runs already is left as it is."""
+    if await is_up(context):
+        return already_up(context)
     spec = context.spec()
-    group = _group(spec)
-    if await _is_up(context):
-        return Result(set=spec.name, command="start", changed=False)
-    await end_leftover(context)
     who = vet(context, spec, takeover=takeover)
+    group = group_of(spec)
+    await end_leftover(context)
     prepare_directories(context, group)
+    attempt = _Attempt(context, spec)
+    with context.store() as store:
+        unclean = who.unclean or context.uncompared(store) or context.died(store)
+        # On record before anything is begun: a failed start must not make a set look clean that was not.
+        context.note_uncompared(store, unclean)
+        attempt.was_clean = not unclean
     recovery: ScrubReport | None = None
-    async with rolled_back(context, spec if not who.unclean else None) as monitor:
+    async with rolled_back(context, attempt.undo) as monitor:
+        await _check_features(monitor)
         quorum = context.quorum(spec, monitor)
         await quorum.open_copies(read_only=False)
         await quorum.assemble()
         host = identity.this_host()
         generation = identity.prepare_start(spec, who, host)
         identity.commit_start(spec, who, host, generation)
-        if who.unclean and not now:
-            recovery = await _recover(context, spec, observer, control)
+        if unclean and not now:
+            recovery = await _recover(context, quorum, spec, observer, control)
         _open_socket(context, spec, group)
         with context.store() as store:
             context.note_running(store, spec)
+            if recovery is not None:
+                context.note_uncompared(store, False)
+        attempt.guests_let_in = True
         await quorum.export_volume()
-    warnings = []
-    if who.unclean and now:
-        warnings.append("The set was not stopped in order and has not been compared: run 'qorumctl scrub' soon.")
-    if takeover and who.foreign_host:
-        warnings.append(f"Taken over from {who.foreign_host}: make sure that it no longer runs the set there.")
     return Result(
         set=spec.name,
         command="start",
         changed=True,
-        warnings=warnings,
+        warnings=_warnings(spec, recovery, skipped=unclean and now, left_host=who.foreign_host if takeover else None),
         recovery=recovery.run if recovery else None,
     )
 
 
-def vet(context: SetContext, spec: SetSpec, *, takeover: bool) -> Identity:
-    """Every refusal that needs no daemon, before anything is changed. Raises RefusedError."""
-    context.runtime.check()
-    images.distinct(spec.copies, own_socket=context.runtime.nbd_sock)
-    for copy in spec.copies:
-        if isinstance(copy.source, FileSource):
-            info = images.inspect(copy.source)
-            if not info.exists:
-                raise RefusedError(
-                    f"The image of copy {copy.name}, {copy.source.path}, does not exist.",
-                    remedy="Mount what it lives on, or bring it back. Nothing was changed.",
-                    set_name=spec.name,
-                    copy=copy.name,
-                    path=copy.source.path,
-                )
-        unit = images.alignment(copy.source) if copy.cache == "none" else 512
-        if spec.size % unit:
-            raise RefusedError(
-                f"The size of {spec.name}, {spec.size} bytes, is not a multiple of {unit}, the block size under copy "
-                f"{copy.name} ({copy.source.label}).",
-                remedy='Use a size that is, or set cache = "writeback" for this copy.',
-                set_name=spec.name,
-                copy=copy.name,
-                path=copy.source.label,
-            )
-    who = identity.judge(identity.read_all(spec), spec, identity.this_host().id)
-    if who.foreign_host and not takeover:
-        raise RefusedError(
-            f"{spec.name} was started on host {who.foreign_host} and never stopped there in order.",
-            remedy="Stop it there. If that host is certainly down, use --takeover: two daemons on one set destroy it.",
-            set_name=spec.name,
+def _warnings(spec: SetSpec, recovery: ScrubReport | None, *, skipped: bool, left_host: str | None) -> list[str]:
+    warnings = []
+    if skipped:
+        warnings.append(
+            "The set was not stopped in order and has not been compared: "
+            f"run 'qorumctl scrub {spec.name}' soon. Until a whole one is through, the next start compares the copies."
         )
-    refuse_stale(spec, who)
-    return who
+    if recovery is not None and recovery.outcome in {"damaged", "no-majority"}:
+        words = "Ranges without a majority were" if recovery.outcome == "no-majority" else "Damage was"
+        warnings.append(f"{words} found and left: see 'qorumctl report {spec.name} {recovery.run}'.")
+    if left_host is not None:
+        warnings.append(f"Taken over from {left_host}: make sure that it no longer runs the set there.")
+    return warnings
 
 
-def refuse_stale(spec: SetSpec, who: Identity) -> None:
-    """A copy that missed writes votes as if it were current (invariant 8): RefusedError naming it and the way out."""
-    if who.stale:
-        raise RefusedError(_stale_words(spec, who), remedy=_stale_remedy(spec, who), set_name=spec.name)
+def already_up(context: SetContext) -> Result:
+    warnings = []
+    with context.store(read_only=True) as store, contextlib.suppress(QorumError):
+        if definition_differs(context.running_spec(store), context.spec()):
+            warnings.append(f"Its definition was changed since: 'qorumctl restart {context.name}' applies that.")
+    return Result(set=context.name, command="start", changed=False, warnings=warnings)
 
 
-def _stale_words(spec: SetSpec, who: Identity) -> str:
-    if missing := sorted(who.missing):
-        return (
-            f"Copy {missing[0]} ({spec.copy_named(missing[0]).source.label}) has lost its identity file: "
-            "nobody can tell whether it has every write."
+class _Attempt:
+    """What a start that fails has to take back, beside the daemon."""
+
+    def __init__(self, context: SetContext, spec: SetSpec) -> None:
+        self._context = context
+        self._spec = spec
+        self.was_clean = False
+        self.guests_let_in = False
+
+    def undo(self) -> None:
+        """While no guest was let in, copies that were in order still are. Best effort: at worst they are compared."""
+        clean = self.was_clean and not self.guests_let_in
+        with contextlib.suppress(QorumError), self._context.store() as store:
+            self._context.note_uncompared(store, not clean)
+            self._context.note_running(store, None)
+        if clean:
+            with contextlib.suppress(QorumError):
+                identity.mark_clean(self._spec)
+
+
+async def _check_features(monitor: Monitor) -> None:
+    if missing := await missing_features(monitor):
+        raise DaemonStartError(
+            f"The storage daemon {process.find_binary()} lacks what a set needs: {', '.join(missing)}.",
+            remedy="Install a QEMU that has it, or name another program in QORUM_QSD; see 'qorumctl doctor'.",
         )
-    name = sorted(who.stale)[0]
-    sidecar = who.sidecars.get(name)
-    behind = "" if sidecar is None else f" (generation {sidecar.generation}, the others {who.generation})"
-    return f"Copy {name} ({spec.copy_named(name).source.label}) has missed writes{behind}; its votes would be wrong."
 
 
-def _stale_remedy(spec: SetSpec, who: Identity) -> str:
-    name = sorted(who.missing or who.stale)[0]
-    current = next((copy for copy in spec.copies if copy.name not in who.stale), None)
-    if current is None:
-        return "No copy is known to be current: restore the identity files from a backup."
-    return (
-        f"Put the image and the .qorum file that belong together back in place; or copy {current.source.label} over "
-        f'copy {name}\'s image and its .qorum file, and change "copy" in the latter to "{name}".'
-    )
-
-
-async def _is_up(context: SetContext) -> bool:
+async def is_up(context: SetContext) -> bool:
+    """Whether the volume is there for guests. Needs no usable definition, and no lock."""
     if context.pid() is None:
         return False
     async with context.control() as monitor:
-        state = await context.quorum(context.spec(), monitor).describe()
-    return state.assembled and state.volume_exported
+        return VOLUME in await export_ids(monitor, timeout_s=context.timeouts.monitor_s)
 
 
 async def end_leftover(context: SetContext) -> None:
@@ -154,42 +156,50 @@ async def end_leftover(context: SetContext) -> None:
 
 def prepare_directories(context: SetContext, group: int | None = None) -> None:
     """The runtime directory: 0700, or 0710 where a group may reach `nbd.sock` in it."""
-    context.directories.runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+    root = context.directories.runtime
+    try:
+        if not root.is_dir():
+            make_directories(root)
+            # Whatever the umask: members of the volume's group have to pass.
+            root.chmod(0o755)
+    except OSError as error:
+        raise RefusedError(
+            f"The directory {root} cannot be made: {reason(error)}.",
+            remedy="Make it, or choose another with QORUM_RUNTIME_DIR.",
+            path=str(root),
+        ) from None
     ensure_private(context.runtime.directory, 0o700 if group is None else 0o710, group=group)
 
 
 @asynccontextmanager
-async def rolled_back(context: SetContext, clean: SetSpec | None) -> AsyncIterator[Monitor]:
-    """A fresh daemon and a monitor on it; when the block fails, the daemon is ended and its sockets are removed.
-
-    `clean`: a set whose copies were in order before. No guest has been let in, so they still are.
-    """
+async def rolled_back(context: SetContext, undo: Callable[[], None] | None = None) -> AsyncIterator[Monitor]:
+    """A fresh daemon and a monitor on it; when the block fails, the daemon is ended, its sockets are removed, and
+    then `undo` is called."""
     pid = await process.spawn(context.runtime)
     try:
         async with context.scrub_monitor() as monitor:
             yield monitor
     except BaseException:
-        await asyncio.shield(_discard(context, pid, clean))
+        await asyncio.shield(_discard(context, pid, undo))
         raise
 
 
-async def _discard(context: SetContext, pid: int, clean: SetSpec | None) -> None:
+async def _discard(context: SetContext, pid: int, undo: Callable[[], None] | None) -> None:
     process.terminate(context.runtime, pid)
     if not await process.wait_gone(context.runtime, pid, deadline_s=_KILLED_S):
         process.kill(context.runtime, pid)
         await process.wait_gone(context.runtime, pid, deadline_s=_KILLED_S)
     process.clear_runtime(context.runtime)
-    if clean is not None:
-        identity.mark_clean(clean)
+    if undo is not None:
+        undo()
 
 
-async def _recover(context: SetContext, spec: SetSpec, observer: Observer, control: ScrubControl) -> ScrubReport:
+async def _recover(
+    context: SetContext, quorum: QuorumSet, spec: SetSpec, observer: Observer, control: ScrubControl
+) -> ScrubReport:
     """After an unclean stop (invariant 12): compare and heal everything before a guest reads any of it."""
-    # The control monitor: the scrub's is held by the start that waits for us. Nobody else needs it yet.
-    async with context.control() as monitor:
-        quorum = context.quorum(spec, monitor)
-        job = ScrubJob(spec, spec.policy, ScrubOptions(mode=spec.policy), quorum, Cause.UNCLEAN_SHUTDOWN)
-        report = await run(context, job, observer, control)
+    job = ScrubJob(spec, spec.policy, ScrubOptions(mode=spec.policy, fresh=True), quorum, Cause.UNCLEAN_SHUTDOWN)
+    report = await run(context, job, observer, control)
     if report.outcome == "unfinished":
         raise QorumError(
             f"The start of {spec.name} was interrupted while its copies were being compared; the set is stopped again.",
@@ -197,19 +207,6 @@ async def _recover(context: SetContext, spec: SetSpec, observer: Observer, contr
             set_name=spec.name,
         )
     return report
-
-
-def _group(spec: SetSpec) -> int | None:
-    if not spec.volume.group:
-        return None
-    try:
-        return grp.getgrnam(spec.volume.group).gr_gid
-    except KeyError:
-        raise RefusedError(
-            f"There is no group '{spec.volume.group}', which [volume] of {spec.name} names.",
-            remedy="Create it, or correct the definition.",
-            set_name=spec.name,
-        ) from None
 
 
 def _open_socket(context: SetContext, spec: SetSpec, group: int | None) -> None:
@@ -221,10 +218,10 @@ def _open_socket(context: SetContext, spec: SetSpec, group: int | None) -> None:
         if group is not None:
             os.chown(runtime.nbd_sock, -1, group)
         runtime.nbd_sock.chmod(spec.volume.mode_bits)
-    except PermissionError as error:
+    except OSError as error:
         raise RefusedError(
-            f"{runtime.nbd_sock} cannot be given to group '{spec.volume.group}': {error.strerror}.",
-            remedy="Be a member of that group, or name another in the definition.",
+            f"The rights of {runtime.nbd_sock} cannot be set: {reason(error)}.",
+            remedy="Check [volume] in the definition, and the runtime directory.",
             set_name=spec.name,
         ) from None
 
@@ -233,23 +230,21 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     """Withdraws the volume, drains, flushes, ends the daemon; under the set's lock. A stopped set is left as it is."""
     pid = context.pid()
     if pid is None:
-        if context.runtime.directory.is_dir():
-            process.clear_runtime(context.runtime)
-        return Result(set=context.name, command="stop", changed=False, state=SetState.STOPPED)
-    with context.store() as store:
-        spec = context.running_spec(store) or context.spec()
+        return _stopped_already(context)
+    spec = spec_in_force(context)
     warnings: list[str] = []
+    wait_s = context.timeouts.stop_s
     try:
         flushed = await _withdraw_and_flush(context, spec, force=force)
-        if not flushed:
-            warnings.append("A copy did not confirm its flush: the next start compares the copies.")
+        if flushed is False:
+            warnings.append("Not every copy confirmed its flush: the next start compares the copies.")
     except DaemonStalledError:
         if not force:
             raise
-        flushed = False
+        flushed, wait_s = False, _KILLED_S
         process.terminate(context.runtime, pid)
         warnings.append("The daemon did not answer and was ended: the next start compares the copies.")
-    if not await process.wait_gone(context.runtime, pid, deadline_s=context.timeouts.stop_s):
+    if not await process.wait_gone(context.runtime, pid, deadline_s=wait_s):
         if not force:
             raise DaemonStalledError(
                 f"The daemon of {context.name} (pid {pid}) did not end within {context.timeouts.stop_s:g} s: "
@@ -257,6 +252,8 @@ async def stop(context: SetContext, *, force: bool) -> Result:
                 remedy="Wait for its storage, or use --force, which kills it.",
                 set_name=context.name,
             )
+        if flushed:
+            warnings.append("The daemon did not end and was killed: the next start compares the copies.")
         flushed = False
         process.kill(context.runtime, pid)
         if not await process.wait_gone(context.runtime, pid, deadline_s=_KILLED_S):
@@ -266,28 +263,65 @@ async def stop(context: SetContext, *, force: bool) -> Result:
                 set_name=context.name,
             )
     process.clear_runtime(context.runtime)
-    if flushed:
-        identity.mark_clean(spec)
-    with context.store() as store:
-        context.note_running(store, None)
+    warnings += _note_stopped(context, spec, clean=flushed)
     return Result(set=context.name, command="stop", changed=True, state=SetState.STOPPED, warnings=warnings)
 
 
-async def _withdraw_and_flush(context: SetContext, spec: SetSpec, *, force: bool) -> bool:
-    """Whether all copies have confirmed a flush after the last guest was gone. Asks the daemon to end, in any case."""
-    async with context.control() as monitor:
+def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None) -> list[str]:
+    """The set is down whatever happens here: what cannot be noted is a warning. `clean` None: it was never assembled,
+    so what was on record of it before still holds."""
+    try:
+        with context.store() as store:
+            uncompared = context.uncompared(store) or clean is False or (clean is None and context.died(store))
+            context.note_uncompared(store, uncompared)
+            context.note_running(store, None)
+        if clean and not uncompared:
+            identity.mark_clean(spec)
+    except QorumError as error:
+        return [f"The set is stopped, but that could not be noted: {error.message}"]
+    return []
+
+
+def _stopped_already(context: SetContext) -> Result:
+    if context.runtime.directory.is_dir():
+        process.clear_runtime(context.runtime)
+    warnings = []
+    with context.store() as store:
+        if context.died(store):
+            context.note_uncompared(store, True)
+            context.note_running(store, None)
+            warnings.append("The daemon had ended without being stopped: the next start compares the copies.")
+    return Result(set=context.name, command="stop", changed=False, state=SetState.STOPPED, warnings=warnings)
+
+
+def spec_in_force(context: SetContext) -> SetSpec:
+    """What a running daemon was started from; the file, which may have been edited, where that is not on record."""
+    running = None
+    with contextlib.suppress(StoreError), context.store(read_only=True) as store:
+        running = context.running_spec(store)
+    return running or context.spec()
+
+
+async def _withdraw_and_flush(context: SetContext, spec: SetSpec, *, force: bool) -> bool | None:
+    """Whether all copies have confirmed a flush after the last guest was gone; None where the set was not assembled, so
+    that there never was one. Asks the daemon to end."""
+    async with context.scrub_monitor() as monitor:
         quorum: QuorumSet = context.quorum(spec, monitor)
         state = await quorum.describe()
         await quorum.sweep()
         await quorum.withdraw_volume(force=force)
-        flushed = await asyncio.to_thread(_flush, context) if state.assembled else False
+        flushed = None
+        if state.assembled:
+            # The quorum's flush succeeds with the threshold; so each copy is asked as well.
+            exports = (HEAL, *map(copy_node, state.copies))
+            flushed = all([await asyncio.to_thread(_flush, context, export) for export in exports])
         await quorum.quit()
         return flushed
 
 
-def _flush(context: SetContext) -> bool:
+def _flush(context: SetContext, export: str) -> bool:
     try:
-        link = NbdLink(context.runtime.nbd_sock, HEAL, who="The set", timeout_s=context.timeouts.stop_s)
+        link = NbdLink(context.runtime.nbd_sock, export, who="The set", timeout_s=context.timeouts.stop_s)
     except CopyUnavailableError:
         return False
     try:

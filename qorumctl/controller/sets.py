@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 from qorumctl import definitions
-from qorumctl.controller import creation, inspection, lifecycle, scrubbing
+from qorumctl.controller import creation, deletion, inspection, interrupted, lifecycle, scrubbing, vetting
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ScrubOptions, Timeouts
 from qorumctl.core.ranges import SECTOR_BYTES
-from qorumctl.errors import DaemonGoneError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError, UsageError
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -73,10 +73,22 @@ class QuorumSets:
     ) -> Result:
         """Starts and assembles. After an unclean stop the copies are compared first, unless `now`."""
         context = self._defined(name)
-        with context.lock("start"):
-            result = await lifecycle.start(
-                context, now=now, takeover=takeover, observer=observer or Silent(), control=control or ScrubControl()
-            )
+        try:
+            lock = context.lock("start")
+        except LockedError:
+            # A scrub holds the lock for hours, and says nothing about whether guests are served.
+            if not await lifecycle.is_up(context):
+                raise
+            result = lifecycle.already_up(context)
+        else:
+            with lock:
+                result = await lifecycle.start(
+                    context,
+                    now=now,
+                    takeover=takeover,
+                    observer=observer or Silent(),
+                    control=control or ScrubControl(),
+                )
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
     async def stop(self, name: str, *, force: bool = False) -> Result:
@@ -97,9 +109,10 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> Result:
-        """Stop, then start, under one hold of the lock; refused before the stop where the definition is unusable."""
+        """Stop, then start, under one hold of the lock; refused before the stop where `start` would refuse."""
         context = self._defined(name)
         with context.lock("restart"):
+            vetting.vet(context, context.spec(), takeover=takeover)
             stopped = await lifecycle.stop(context, force=force)
             started = await lifecycle.start(
                 context, now=now, takeover=takeover, observer=observer or Silent(), control=control or ScrubControl()
@@ -110,20 +123,23 @@ class QuorumSets:
 
     async def delete(self, name: str, *, images: bool = False) -> Result:
         """Forgets a stopped set; with `images`, removes its image files too. There is no way back: ask before."""
-        context = self._defined(name)
+        context = self._context(name)
+        if context.is_defined() or not interrupted.is_pending(context):
+            context.spec()
         with context.lock("delete"):
-            return await creation.delete(context, images_too=images)
+            return await deletion.delete(context, images_too=images)
 
     # -- looking
 
     async def list(self) -> ListReport:
         contexts = [self._context(name) for name in self.names()]
-        return ListReport(sets=[await inspection.listing(context) for context in contexts])
+        return ListReport(sets=await asyncio.gather(*map(inspection.listing, contexts)))
 
     async def status(self, names: Sequence[str] = ()) -> StatusReport:
-        """Of the named sets; of all where none is named."""
-        contexts = [self._context(name) for name in names] if names else [self._context(n) for n in self.names()]
-        return StatusReport(sets=[await inspection.status(context) for context in contexts])
+        """Of the named sets; of all where none is named: one that cannot be told is then reported as failed."""
+        contexts = [self._context(name) for name in names or self.names()]
+        look = inspection.status if names else inspection.status_at_all_costs
+        return StatusReport(sets=await asyncio.gather(*map(look, contexts)))
 
     def show(self, name: str) -> ShowReport:
         context = self._context(name)
@@ -177,7 +193,7 @@ class QuorumSets:
             raise UsageError("Reading through shared memory is not available.", remedy="Use --transport nbd, or auto.")
         with context.lock("scrub"):
             running = context.pid() is not None
-            spec = self._spec_in_force(context) if running else context.spec()
+            spec = lifecycle.spec_in_force(context) if running else context.spec()
             _check_options(spec, options, running=running)
             mode = options.mode or spec.policy
             args = (observer or Silent(), control or ScrubControl())
@@ -193,15 +209,19 @@ class QuorumSets:
                         remedy=f"Run 'qorumctl start {name}'.",
                         set_name=name,
                     )
-                return await scrubbing.run(context, scrubbing.ScrubJob(spec, mode, options, quorum), *args)
+                report = await scrubbing.run(context, scrubbing.ScrubJob(spec, mode, options, quorum), *args)
+                if report.outcome not in {"unfinished", "failed"} and options.within is None:
+                    with context.store() as store:
+                        context.note_uncompared(store, False)
+                return report
 
     async def _scrub_stopped(
         self, context: SetContext, spec: SetSpec, options: ScrubOptions, observer: Observer, control: ScrubControl
     ) -> ScrubReport:
         """Compares copies that nobody uses: opened read-only by a daemon of its own, which ends with the scrub."""
-        lifecycle.vet(context, spec, takeover=False)
+        vetting.vet(context, spec, takeover=False)
         lifecycle.prepare_directories(context)
-        async with lifecycle.rolled_back(context, None) as monitor:
+        async with lifecycle.rolled_back(context) as monitor:
             await context.quorum(spec, monitor).open_copies(read_only=True)
             report = await scrubbing.run(context, scrubbing.ScrubJob(spec, "report", options, None), observer, control)
         await lifecycle.end_leftover(context)
@@ -249,7 +269,7 @@ class QuorumSets:
         with context.lock("qmp"):
             if context.pid() is None:
                 raise DaemonGoneError(f"{name} is not running.", remedy=f"Run 'qorumctl start {name}'.", set_name=name)
-            async with context.control() as monitor:
+            async with context.scrub_monitor() as monitor:
                 result = await monitor.execute(command, arguments, timeout_s=self._timeouts.drain_s)
         return QmpReport(set=name, command=command, result=result)
 
@@ -264,11 +284,6 @@ class QuorumSets:
         context = self._context(name)
         context.spec()
         return context
-
-    @staticmethod
-    def _spec_in_force(context: SetContext) -> SetSpec:
-        with context.store() as store:
-            return context.running_spec(store) or context.spec()
 
 
 def _check_options(spec: SetSpec, options: ScrubOptions, *, running: bool) -> None:

@@ -1,0 +1,136 @@
+"""Delete: forgets a stopped set and, when asked to, its image files. What may be somebody else's is left, and named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qorumctl import identity, image_use
+from qorumctl.controller import interrupted
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.lifecycle import end_leftover
+from qorumctl.controller.vetting import foreign
+from qorumctl.errors import QorumError, RefusedError, StoreError
+from qorumctl.files import reason, sync_directory
+from qorumctl.identity import Sidecar
+from qorumctl.model.spec import FileSource, SetSpec
+from qorumctl.model.status import Result
+from qorumctl.store.database import FILE_NAME
+
+
+async def delete(context: SetContext, *, images_too: bool) -> Result:
+    """Images first, the definition last: a delete that was interrupted can be repeated. Under the set's lock."""
+    if not context.is_defined() and interrupted.is_pending(context):
+        return await _delete_unborn(context)
+    spec = context.spec()
+    if context.pid() is not None:
+        raise RefusedError(
+            f"{spec.name} is running.", remedy=f"Run 'qorumctl stop {spec.name}' first.", set_name=spec.name
+        )
+    await end_leftover(context)
+    sidecars, warnings = _own_sidecars(spec)
+    _refuse_foreign_host(spec, sidecars)
+    files = [copy.source for copy in spec.copies if isinstance(copy.source, FileSource)]
+    if images_too:
+        for source in files:
+            _refuse_use(spec, source)
+        warnings += _left(files, sidecars)
+    for source in files:
+        if source.path in sidecars:
+            if images_too:
+                _unlink(Path(source.path))
+            identity.remove(source.path)
+    forget_history(context)
+    _unlink(context.definition_path)
+    interrupted.conclude(context)
+    _remove_directories(context)
+    return Result(set=spec.name, command="delete", changed=True, warnings=warnings)
+
+
+async def _delete_unborn(context: SetContext) -> Result:
+    """A `create` was killed: nothing is defined, but empty images and sidecars of it may stand."""
+    await end_leftover(context)
+    interrupted.take_back(context)
+    _remove_directories(context)
+    return Result(set=context.name, command="delete", changed=True)
+
+
+def forget_history(context: SetContext) -> None:
+    """The lock stays, since we hold it. Also before a set is created: a name must not inherit another set's history."""
+    for suffix in ("", "-wal", "-shm"):
+        _unlink(context.state_dir / f"{FILE_NAME}{suffix}")
+
+
+def _own_sidecars(spec: SetSpec) -> tuple[dict[str, Sidecar], list[str]]:
+    """Image path -> sidecar, where the sidecar carries this set's identity: a path may hold somebody else's image by
+    now."""
+    own: dict[str, Sidecar] = {}
+    warnings = []
+    for copy in spec.copies:
+        if not isinstance(copy.source, FileSource):
+            continue
+        path = copy.source.path
+        try:
+            sidecar = identity.read(path)
+        except RefusedError as error:
+            warnings.append(f"{error.message} It was left.")
+            continue
+        if sidecar is None:
+            continue
+        if sidecar.uuid == str(spec.uuid):
+            own[path] = sidecar
+        else:
+            warnings.append(f"{path} was left: it belongs to set '{sidecar.set}'.")
+    return own, warnings
+
+
+def _left(files: Sequence[FileSource], sidecars: Mapping[str, Sidecar]) -> list[str]:
+    nameless = [source.path for source in files if source.path not in sidecars and Path(source.path).exists()]
+    return [f"{path} was left: no identity file says that it is this set's." for path in nameless]
+
+
+def _refuse_foreign_host(spec: SetSpec, sidecars: dict[str, Sidecar]) -> None:
+    newest = max((sidecar.generation for sidecar in sidecars.values()), default=0)
+    here = identity.this_host().id
+    for sidecar in sidecars.values():
+        if sidecar.generation == newest and not sidecar.clean and sidecar.host_id != here:
+            error = foreign(spec, identity.Identity(newest, newest, foreign_host=sidecar.host))
+            error.remedy = (
+                "Stop it there. If that host is certainly down, start it here with --takeover and stop it, then delete."
+            )
+            raise error
+
+
+def _refuse_use(spec: SetSpec, source: FileSource) -> None:
+    if image_use.is_used(source.path):
+        raise RefusedError(
+            f"{source.path} is in use by another process.",
+            remedy="Nothing was changed. Stop what uses it: a virtual machine, qemu-nbd, or a backup.",
+            set_name=spec.name,
+            path=source.path,
+        )
+
+
+def _remove_directories(context: SetContext) -> None:
+    for directory in (context.runtime.directory, context.state_dir):
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StoreError(
+                f"{directory} cannot be removed: {reason(error)}.", remedy="Remove it.", path=str(directory)
+            ) from None
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink()
+        sync_directory(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise QorumError(
+            f"{path} cannot be removed: {reason(error)}.", remedy="Check its rights, then repeat.", path=str(path)
+        ) from None

@@ -1,0 +1,164 @@
+"""Every reason not to start a set that needs no daemon to be found. `start`, `restart` and `check` look at the same."""
+
+from __future__ import annotations
+
+import grp
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from qorumctl import identity, image_use, images
+from qorumctl.controller.context import SetContext
+from qorumctl.daemon import process
+from qorumctl.errors import RefusedError
+from qorumctl.identity import Identity
+from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec
+from qorumctl.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One thing to look at. `run` raises QorumError where it is wrong; `detail` says what is so where it is not."""
+
+    subject: str
+    detail: str
+    run: Callable[[], object]
+
+
+def vet(context: SetContext, spec: SetSpec, *, takeover: bool) -> Identity:
+    """Every refusal that needs no daemon, before anything is changed. Raises QorumError, mostly RefusedError."""
+    for look in looks(context, spec, takeover=takeover):
+        look.run()
+    return _judged(spec)
+
+
+def looks(context: SetContext, spec: SetSpec, *, takeover: bool) -> list[Look]:
+    # Our own daemon holds the images of a set that runs.
+    running = context.pid() is not None
+    found = [
+        Look("daemon", "installed", process.find_binary),
+        Look("sockets", str(context.runtime.directory), context.runtime.check),
+        Look("images", "all different", lambda: images.distinct(spec.copies, own_socket=context.runtime.nbd_sock)),
+    ]
+    if spec.volume.group:
+        found.append(Look("group", spec.volume.group, lambda: group_of(spec)))
+    for copy in spec.copies:
+        detail = f"{copy.source.label}, {format_size(spec.size)}"
+        found.append(Look(f"copy {copy.name}", detail, partial(_look_at_copy, spec, copy, running=running)))
+    words = "all of this set, none has missed writes"
+    return [*found, Look("identity", words, lambda: _look_at_identity(spec, takeover=takeover))]
+
+
+def group_of(spec: SetSpec) -> int | None:
+    """The gid that `nbd.sock` is given to; None where the definition names no group."""
+    name = spec.volume.group
+    if not name:
+        return None
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise RefusedError(
+            f"There is no group '{name}', which [volume] of {spec.name} names.",
+            remedy="Create it, or correct the definition.",
+            set_name=spec.name,
+        ) from None
+    if os.geteuid() != 0 and gid not in {os.getegid(), *os.getgroups()}:
+        raise RefusedError(
+            f"The volume's socket of {spec.name} cannot be given to group '{name}': this user is not in it.",
+            remedy="Become a member of that group, or name another in the definition.",
+            set_name=spec.name,
+        )
+    return gid
+
+
+def _look_at_copy(spec: SetSpec, copy: CopySpec, *, running: bool) -> None:
+    source = copy.source
+    size: int | None = spec.size
+    if isinstance(source, FileSource):
+        info = images.inspect(source)
+        if not info.exists:
+            raise _about(
+                spec,
+                copy,
+                f"The image of copy {copy.name}, {source.path}, does not exist.",
+                "Mount what it lives on, or bring it back. Nothing was changed.",
+            )
+        if not running and image_use.is_used(source.path, writers_only=True):
+            raise _about(
+                spec,
+                copy,
+                f"The image of copy {copy.name}, {source.path}, is in use by another process.",
+                "Stop what uses it: another set, a virtual machine, or qemu-nbd. Nothing was changed.",
+            )
+        size = info.size_bytes
+    elif isinstance(source, DeviceSource):
+        size = images.device_size(source.path)
+    if size != spec.size:
+        raise _about(
+            spec,
+            copy,
+            f"Copy {copy.name} ({source.label}) has {size} bytes, the set {spec.size}.",
+            "Nothing was changed. Restore the copy's length, or correct the definition's size.",
+        )
+    unit = images.alignment(source) if copy.cache == "none" else 512
+    if spec.size % unit:
+        raise _about(
+            spec,
+            copy,
+            f"The size of {spec.name}, {spec.size} bytes, is not a multiple of {unit}, the block size under copy "
+            f"{copy.name} ({source.label}).",
+            'Use a size that is, or set cache = "writeback" for this copy.',
+        )
+
+
+def _about(spec: SetSpec, copy: CopySpec, message: str, remedy: str) -> RefusedError:
+    return RefusedError(message, remedy=remedy, set_name=spec.name, copy=copy.name, path=copy.source.label)
+
+
+def _judged(spec: SetSpec) -> Identity:
+    return identity.judge(identity.read_all(spec), spec, identity.this_host().id)
+
+
+def _look_at_identity(spec: SetSpec, *, takeover: bool) -> None:
+    who = _judged(spec)
+    if who.foreign_host and not takeover:
+        raise foreign(spec, who)
+    refuse_stale(spec, who)
+
+
+def foreign(spec: SetSpec, who: Identity) -> RefusedError:
+    return RefusedError(
+        f"{spec.name} was started on host {who.foreign_host} and never stopped there in order.",
+        remedy="Stop it there. If that host is certainly down, use --takeover: two daemons on one set destroy it.",
+        set_name=spec.name,
+    )
+
+
+def refuse_stale(spec: SetSpec, who: Identity) -> None:
+    """A copy that missed writes votes as if it were current (invariant 8): RefusedError naming it and the way out."""
+    if who.stale:
+        raise RefusedError(_stale_words(spec, who), remedy=_stale_remedy(spec, who), set_name=spec.name)
+
+
+def _stale_words(spec: SetSpec, who: Identity) -> str:
+    if missing := sorted(who.missing):
+        return (
+            f"Copy {missing[0]} ({spec.copy_named(missing[0]).source.label}) has lost its identity file: "
+            "nobody can tell whether it has every write."
+        )
+    name = sorted(who.stale)[0]
+    sidecar = who.sidecars.get(name)
+    behind = "" if sidecar is None else f" (generation {sidecar.generation}, the others {who.generation})"
+    return f"Copy {name} ({spec.copy_named(name).source.label}) has missed writes{behind}; its votes would be wrong."
+
+
+def _stale_remedy(spec: SetSpec, who: Identity) -> str:
+    name = sorted(who.missing or who.stale)[0]
+    current = next((copy for copy in spec.copies if copy.name not in who.stale), None)
+    if current is None:
+        return "No copy is known to be current: restore the identity files from a backup."
+    return (
+        f"Put the image and the .qorum file that belong together back in place; or copy {current.source.label} over "
+        f'copy {name}\'s image and its .qorum file, and change "copy" in the latter to "{name}".'
+    )
