@@ -112,6 +112,7 @@ def outputs(commands: list[str], place: Scratch) -> list[str]:
         timeout=_DEADLINE_S,
         check=False,
     )
+    sys.stderr.write(done.stderr)
     printed = done.stdout.split(f"\n{_MARK}\n")
     if len(printed) != len(commands) + 1:
         raise AssertionError(f"a command ended the shell: {done.stdout}{done.stderr}")
