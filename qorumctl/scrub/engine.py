@@ -13,7 +13,7 @@ from dataclasses import replace
 from qorumctl.copies.base import CopyReader
 from qorumctl.core.diagnosis import Diagnosis, Kind
 from qorumctl.core.findings import Action, Checkpoint, Finding, FindingVerdict, Source
-from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subtract
+from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subtract, total_bytes
 from qorumctl.core.vote import Outvoted
 from qorumctl.scrub.confirm import Confirmer
 from qorumctl.scrub.evidence import ObservedRun, cut, findings_of
@@ -194,7 +194,7 @@ class Scrub:
                     break
                 last = attempt == self._plan.tuning.final_busy_rounds - 1
                 if last and self._plan.repair and not self._plan.stale:
-                    for piece in split(busy, self._plan.tuning.heal_bytes):
+                    for piece in split(busy, self._plan.tuning.heal_bytes[0]):
                         self._fence.heal(piece)
                 again = self._confirmer.confirm(busy)
                 findings += self._new_findings(again.damaged)
@@ -206,9 +206,9 @@ class Scrub:
     def _batches(self, ranges: Sequence[Range]) -> Iterator[list[Range]]:
         tuning = self._plan.tuning
         batch: list[Range] = []
-        for piece in split(ranges, tuning.heal_bytes):
+        for piece in split(ranges, tuning.heal_bytes[0]):
             batch.append(piece)
-            if len(batch) >= tuning.confirm_ranges or len(batch) * tuning.heal_bytes >= tuning.confirm_bytes:
+            if len(batch) >= tuning.confirm_ranges or total_bytes(batch) >= tuning.confirm_bytes:
                 yield batch
                 batch = []
         if batch:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qorumctl.core.findings import Cause, Checkpoint, Finding
-from qorumctl.core.ranges import Range
+from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.units import GIB, KIB, MIB
 
 
@@ -29,10 +29,10 @@ class Tuning:
     final_busy_rounds: int = 8
     repair_rounds: int = 8
     """Verifications of a healed range that guests keep writing."""
-    heal_attempts: int = 3
-    """Heals of one range that change nothing before the repair has failed: rewrite errors are silent in QEMU."""
-    heal_bytes: int = 64 * KIB
-    """Large fenced reads starve under guest writes (each overlapping write overtakes the waiting read)."""
+    heal_bytes: tuple[int, ...] = (64 * KIB, 4 * KIB, SECTOR_BYTES)
+    """The largest fenced read of the first, second, ... attempt; after the last one a repair has failed (rewrite errors
+    are silent in QEMU). Not larger: every overlapping guest write overtakes a waiting fenced read. Smaller when it did
+    not work: one sector that a copy cannot write fails the rewrite of the whole request."""
     zero_window_bytes: int = GIB
     zero_least_bytes: int = 64 * KIB
     """Holes smaller than this are read: cutting the stream costs more."""

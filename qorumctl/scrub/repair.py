@@ -60,7 +60,7 @@ class Repairer:
     def _heal(self, patient: _Patient) -> None:
         if not patient.to_heal:
             return
-        for piece in split(patient.to_heal, self._plan.tuning.heal_bytes):
+        for piece in split(patient.to_heal, self._plan.tuning.heal_bytes[patient.heals]):
             self._supervisor.suspend_if_requested()
             self._fence.heal(piece)
         patient.heals += 1
@@ -71,7 +71,7 @@ class Repairer:
         at = patient.finding.range
         if hopeless.touches(at):
             return Action.LEFT if patient.heals == 0 else Action.FAILED
-        if patient.heals < self._plan.tuning.heal_attempts:
+        if patient.heals < len(self._plan.tuning.heal_bytes):
             patient.to_heal = list(wrong.parts_of(at))
         elif wrong.touches(at):
             return Action.FAILED
