@@ -64,5 +64,10 @@ def of_states(states: Iterable[SetState]) -> int:
     return _OF_STATE[min(map(str, states), key=_WORST_STATE_FIRST.index, default="healthy")]
 
 
+def of_signal(number: int) -> int:
+    """As a shell tells it."""
+    return 128 + number
+
+
 def worst(codes: Iterable[int]) -> int:
     return min(codes, key=_WORST_FIRST.index, default=FINE)

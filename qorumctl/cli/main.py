@@ -91,7 +91,7 @@ def _run(given: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        return 128 + signal.SIGPIPE
+        return exit_codes.of_signal(signal.SIGPIPE)
     except Exception as error:
         outlet.error(_internal_error(error, outlet.verbose))
         if outlet.verbose:

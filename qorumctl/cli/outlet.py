@@ -59,7 +59,10 @@ class Outlet:
         self.text(json.dumps(value, indent=2, ensure_ascii=False))
 
     def text(self, text: str) -> None:
-        """Exactly this text and a line break: nothing is folded. A reader that went away is no error."""
+        """Exactly this text and a line break: nothing is folded. A reader that went away is no error.
+
+        Raises QorumError when it cannot be written: a full disk, for one.
+        """
         if self._stdout_is_gone:
             return
         try:
@@ -68,6 +71,13 @@ class Outlet:
         except BrokenPipeError:
             self._stdout_is_gone = True
             _discard(sys.stdout)
+        except OSError as error:
+            self._stdout_is_gone = True
+            _discard(sys.stdout)
+            raise QorumError(
+                f"The result cannot be written to standard output: {error.strerror}.",
+                remedy="What was asked for has been done all the same.",
+            ) from error
 
     # Everything else.
 

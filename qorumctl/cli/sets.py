@@ -129,17 +129,23 @@ async def _watched(outlet: Outlet, sets: QuorumSets, work: Work) -> Result:
     from qorumctl.cli.steering import Steering, SteerOnceStarted
     from qorumctl.controller.observer import ScrubControl
 
+    control = ScrubControl()
     with display(outlet) as shown:
-        steering = Steering(outlet, ScrubControl(), shown)
-        with SteerOnceStarted(shown, steering) as observer:
-            try:
-                return await work(sets, observer, steering.control)
-            except QorumError as error:
-                if not steering.interrupted:
-                    raise
-                shown.hide()
-                outlet.error(error, exit_code=exit_codes.INTERRUPTED)
-                raise typer.Exit(exit_codes.INTERRUPTED) from None
+        steering = Steering(outlet, control, shown)
+        observer = SteerOnceStarted(shown, steering)
+        try:
+            with observer:
+                return await work(sets, observer, control)
+        except asyncio.CancelledError:
+            if observer.cancelled_by is None:
+                raise
+            raise typer.Exit(exit_codes.of_signal(observer.cancelled_by)) from None
+        except QorumError as error:
+            if not steering.interrupted:
+                raise
+            interrupted = error
+    outlet.error(interrupted, exit_code=exit_codes.INTERRUPTED)
+    raise typer.Exit(exit_codes.INTERRUPTED)
 
 
 def _tell(outlet: Outlet, sets: QuorumSets, done: Result) -> None:

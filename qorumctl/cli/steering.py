@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from qorumctl.cli import exit_codes
@@ -81,28 +81,39 @@ def steered(steering: Steering) -> Iterator[None]:
 
 
 class SteerOnceStarted:
-    """An Observer for commands that may scrub on the way (`start`): Ctrl-C cancels the command until the scrub begins,
-    and from then on is for the scrub."""
+    """An Observer for commands that may scrub on the way (`start`). Until the scrub begins, Ctrl-C and SIGTERM cancel
+    the command, which then undoes what it began; from then on signals are for the scrub."""
 
     def __init__(self, shown: Display, steering: Steering) -> None:
         self._shown = shown
         self._steering = steering
+        self._scrubbing = False
         self._loop = asyncio.get_running_loop()
-        self._signals = ExitStack()
+        self._task = asyncio.current_task()
+        self.cancelled_by: signal.Signals | None = None
 
     def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            self._loop.add_signal_handler(number, self._handle, number)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._signals.close()
+        for number in _SIGNALS:
+            self._loop.remove_signal_handler(number)
 
     def started(self, start: ScrubStart) -> None:
+        # In the engine's thread. Before anybody can see that the scrub has begun, and press Ctrl-C.
+        self._scrubbing = True
         self._shown.started(start)
-        # Called from the engine's thread; signal handlers are the loop's.
-        self._loop.call_soon_threadsafe(self._take_signals)
 
     def moved(self, position: ScrubPosition) -> None:
         self._shown.moved(position)
 
-    def _take_signals(self) -> None:
-        self._signals.enter_context(steered(self._steering))
+    def _handle(self, number: signal.Signals) -> None:
+        if self._scrubbing:
+            self._steering.handle(number)
+        elif number is signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif number in {signal.SIGINT, signal.SIGTERM} and self._task is not None:
+            self.cancelled_by = number
+            self._task.cancel()

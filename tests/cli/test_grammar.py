@@ -198,6 +198,18 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "qorumctl.cli.main", "schema"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "qorumctl: The result cannot be written to standard output: No space left on device. What was asked for has been"
+        " done all the same.\n",
+    )
+
+
 def test_help_does_not_load_what_it_does_not_need() -> None:
     probe = (
         "import sys, qorumctl.cli.main\n"

@@ -206,7 +206,7 @@ def test_ctrl_c_while_an_unclean_set_is_compared_stops_the_start(machine: Machin
     _, told = begun.communicate(timeout=20)
     assert begun.returncode == 130
     assert told.splitlines()[-1].startswith("qorumctl: The start of w was interrupted")
-    assert machine.document("list")["sets"][0]["state"] == "stopped"
+    assert machine.document("status", "w", code=1)["sets"][0]["pid"] is None
 
 
 def end_uncleanly(machine: Machine) -> None:
