@@ -333,8 +333,8 @@ def _compare(context: SetContext, spec: SetSpec, observer: Observer, control: Sc
             else f"at fault: {', '.join(first.copies)}"
         )
         raise RefusedError(
-            f"The images are not equal: {differences.count} ranges ({format_size(differences.length_bytes)}) differ, "
-            f"the first at offset {first.range.offset}, {first.range.length} bytes ({who}).",
+            f"The images are not equal: they differ in {format_size(differences.length_bytes)}, "
+            f"first at offset {first.range.offset}, {first.range.length} bytes ({who}).",
             remedy="Nothing was changed. Copy the right image over the others, then create the set.",
             set_name=spec.name,
         )
@@ -344,7 +344,6 @@ class _Differences:
     """A journal that only counts: there is no set yet to keep findings for."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.length_bytes = 0
         self.first: Finding | None = None
 
@@ -354,7 +353,6 @@ class _Differences:
     def conclude(
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
     ) -> None:
-        self.count += len(findings)
         self.length_bytes += sum(f.range.length for f in findings)
         if findings and self.first is None:
             self.first = findings[0]
