@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qorumctl import definitions
 from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
@@ -60,7 +61,14 @@ async def run(context: SetContext, job: ScrubJob, observer: Observer, control: S
     Raises what the daemon, a copy or the store raises; the run is then on record as failed, and can be resumed.
     """
     loop = asyncio.get_running_loop()
-    return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(_run, context, job, observer, control, loop)))
+    working = asyncio.ensure_future(asyncio.to_thread(_run, context, job, observer, control, loop))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        # The engine's thread goes on whatever happens here: it must end before the caller lets go of lock and monitor.
+        control.stop(StopReason.INTERRUPTED)
+        await asyncio.wait([working])
+        raise
 
 
 def _run(
@@ -126,7 +134,8 @@ def _engine(
 
 def _record(store: Store, job: ScrubJob) -> RunRecord:
     """The run to go on with: the newest unfinished one where it was asked for the same, else a new one."""
-    options, parameters = job.options, {"copies": list(job.spec.copy_names), "threshold": job.spec.threshold}
+    # A run is not resumed over other images, or with another threshold, than it began with.
+    options, parameters = job.options, {"definition": definitions.digest(job.spec)}
     for unfinished in store.unfinished_runs():
         if unfinished.within != options.within:
             # A scrub of a range leaves a paused one of the whole disk alone.

@@ -94,13 +94,13 @@ class _Pump(threading.Thread):
                     buffer = self._free.get()
                     if buffer is None:
                         break
-                    at = self._pieces.popleft()
-                    # A bytearray of the exact length compares by memcmp; a slice of a longer one would be copied.
-                    data = buffer if at.length == len(buffer) else bytearray(at.length)
-                    in_flight.append((self._link.submit_read(at, data), buffer))
+                    in_flight.append((self._link.submit_read(self._pieces.popleft(), buffer), buffer))
                 if in_flight:
                     ticket, buffer = in_flight.popleft()
-                    self._ready.put(_Loaned(ticket.range, ticket.data, not self._link.complete(ticket), buffer))
+                    failed = not self._link.complete(ticket)
+                    # A bytearray of the exact length compares by memcmp; a part of a longer one would not.
+                    data = buffer if ticket.range.length == len(buffer) else buffer[: ticket.range.length]
+                    self._ready.put(_Loaned(ticket.range, data, failed, buffer))
             self._ready.put(None)
         except QorumError as error:
             self._ready.put(error)

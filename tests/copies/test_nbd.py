@@ -155,3 +155,19 @@ def test_a_server_that_never_greets_is_named_at_the_deadline(short_dir: Path) ->
 def test_a_socket_that_is_not_there_is_named(short_dir: Path) -> None:
     with pytest.raises(CopyUnavailableError, match="Copy a cannot be reached"):
         NbdCopy("a", short_dir / "nowhere", "")
+
+
+def test_reading_does_not_hoard_memory(plain: Path) -> None:
+    """libnbd 1.14 keeps the memory of every Buffer that it was given for a read."""
+    reader = NbdCopy("a", plain, "")
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    reader.observe(Range(0, SIZE))
+    before = resident_bytes()
+    for _ in range(30):
+        reader.observe(Range(0, SIZE))
+        read_all(reader, *(Range(at, 1000 * SECTOR_BYTES) for at in range(0, SIZE, MIB)))
+    assert resident_bytes() - before < 8 * SIZE
+    reader.close()
