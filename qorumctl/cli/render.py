@@ -171,7 +171,7 @@ def last_scrub(run: RunSummary) -> str:
         "clean": "found nothing",
         "repaired": f"repaired {found}",
         "damaged": f"left damage: {found}",
-        "no-majority": f"found ranges without a majority: {found}",
+        "no-majority": f"found ranges without a majority ({found} in all)",
         "unfinished": f"stopped at {covered}{', can be resumed' if run.resumable else ''}: {found}",
         "failed": f"failed at {covered}{', can be resumed' if run.resumable else ''}: {found}",
     }[run.outcome]

@@ -258,10 +258,14 @@ def _blame(found: Iterable[FindingDocument]) -> str:
         nobody += not one.copies
         for name in one.copies:
             counts[name] = counts.get(name, 0) + 1
-    parts = [f"copy {name} {'once' if n == 1 else f'{n:,} times'}" for name, n in sorted(counts.items())]
+    parts = [f"copy {name} {_times(n)}" for name, n in sorted(counts.items())]
     if nobody:
         parts.append(f"{'all' if not counts else f'{nobody:,}'} from an unclean stop, which no copy is to blame for")
     return ", ".join(parts)
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number:,} times")
 
 
 def _copies(names: Iterable[str]) -> str:

@@ -205,8 +205,8 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
         )
     assert (done.returncode, done.stderr) == (
         1,
-        "qorumctl: The result cannot be written to standard output: No space left on device. What was asked for has been"
-        " done all the same.\n",
+        "qorumctl: The result cannot be written to standard output: No space left on device. What was asked for has"
+        " been done all the same.\n",
     )
 
 

@@ -131,7 +131,7 @@ def test_every_state_says_what_to_do(keys: dict[str, Any], action: str | None) -
         ),
         (
             {"outcome": "no-majority", "findings": {"left": 1}},
-            "run 12 found ranges without a majority: 1 finding, on 2026-11-22 03:04:12 UTC, in 4m12s",
+            "run 12 found ranges without a majority (1 finding in all), on 2026-11-22 03:04:12 UTC, in 4m12s",
         ),
         (
             {"outcome": "unfinished", "scanned_bytes": 9 * GIB, "finished": None, "resumable": True},
