@@ -148,8 +148,8 @@ class NbdLink:
         return answer
 
     def complete(self, ticket: Ticket) -> bool:
-        """Waits for a read. False: it failed."""
-        return self._finish(ticket.cookie, ticket.range, "a read")
+        """Waits for a read or a write. False: it failed."""
+        return self._finish(ticket.cookie, ticket.range, "a request")
 
     def read(self, at: Range) -> bytearray | None:
         """None where the server answers with an error."""
@@ -162,12 +162,15 @@ class NbdLink:
 
     def write(self, offset_bytes: int, data: bytes) -> bool:
         """False where the server refuses the write."""
-        at = Range(offset_bytes, len(data))
+        return self.complete(self.submit_write(offset_bytes, data))
+
+    def submit_write(self, offset_bytes: int, data: bytes) -> Ticket:
+        """Begins to write."""
         try:
             cookie = self._nbd.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), offset_bytes)
         except nbd.Error as error:
             raise self._gone(f"cannot be written at offset {offset_bytes}: {_words(error)}") from None
-        return self._finish(cookie, at, "a write")
+        return Ticket(Range(offset_bytes, len(data)), cookie)
 
     def flush(self) -> bool:
         """False where the server answers with an error."""

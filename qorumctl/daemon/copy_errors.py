@@ -8,6 +8,11 @@ from qorumctl.model.spec import CopySpec, NbdSource
 # QEMU has one error class for all of these; its words, the same in 7.2 and 10.0, are all there is to go by.
 _CAUSES: tuple[tuple[str, str, str], ...] = (
     ("O_DIRECT", "its file system does not support direct I/O", 'Set `cache = "writeback"` for this copy.'),
+    (
+        "aio=native",
+        "this qemu-storage-daemon was built without Linux AIO, which keeps overlapping writes in order",
+        'Use a build that has it, or set `cache = "writeback"` for this copy.',
+    ),
     ('" lock', "another process is using it", "Stop what uses it: another set, a virtual machine, or qemu-nbd."),
     ("No such file or directory", "it does not exist", "Restore or mount it, or correct the set's definition."),
     ("Permission denied", "permission was denied", "Give the user that runs the set the right to read and write it."),

@@ -120,7 +120,7 @@ def test_a_copy_that_falls_silent_is_named_at_the_deadline(short_dir: Path, nbdk
     reader = NbdCopy("b", server.socket, "", timeout_s=0.5)
     server.pause()
     with pytest.raises(
-        CopyUnavailableError, match=r"Copy b did not answer a read at offset 512 within 0\.5 s"
+        CopyUnavailableError, match=r"Copy b did not answer a request at offset 512 within 0\.5 s"
     ) as caught:
         reader.observe(Range(512, 512))
     assert caught.value.copy == "b"
