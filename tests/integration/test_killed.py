@@ -1,0 +1,236 @@
+"""qorumctl killed at any instant: the same command again reaches the same end, and nothing is removed by hand."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qorumctl import identity
+from qorumctl.controller.options import CreateOptions
+from qorumctl.daemon import process
+from qorumctl.errors import QorumError, RefusedError
+from tests.integration.harness import NAME, SECTOR, LiveSet
+from tests.integration.picture import status_of
+from tests.live import MIB
+
+pytestmark = pytest.mark.live
+LiveSets = Callable[..., LiveSet]
+KILLS = int(os.environ.get("QORUM_TEST_KILLS", "4"))
+"""For each command; a soak sets more."""
+
+
+class Killer:
+    """Runs qorumctl, and kills it at an instant between the first thing it does and its end."""
+
+    def __init__(self, live: LiveSet, seed: int) -> None:
+        self._live = live
+        self._dice = random.Random(seed)
+        self._longest_s = 0.0
+
+    def complete(self, *arguments: str) -> None:
+        began_s = time.monotonic()
+        done = self._live.cli(*arguments, stderr=subprocess.PIPE)
+        _, said = done.communicate(timeout=60)
+        assert done.returncode == 0, said.decode()
+        self._longest_s = max(self._longest_s, time.monotonic() - began_s)
+
+    def cut(self, *arguments: str) -> bool:
+        """Whether it was killed before it had ended. Most of its time goes into loading: skip half of that."""
+        victim = self._live.cli(*arguments)
+        try:
+            victim.wait(self._longest_s * self._dice.uniform(0.3, 1.0))
+        except subprocess.TimeoutExpired:
+            victim.kill()
+        victim.communicate()
+        return victim.returncode == -9
+
+
+def leftovers(live: LiveSet) -> set[str]:
+    return {path.name for path in live.images_dir.iterdir()}
+
+
+def made_of(*letters: str) -> set[str]:
+    return {name for letter in letters for name in (f"{letter}.img", f"{letter}.img.qorum")}
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+async def test_create_and_delete(live_set: LiveSets, fmt: str) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    killer = Killer(live, seed=11)
+    live.sources = live.paths()
+    create = ("create", NAME, *live.sources, "--size", "4MiB", "--format", fmt)
+    delete = ("delete", NAME, "--images", "--yes")
+    killer.complete(*create)
+    killer.complete(*delete)
+    for _ in range(KILLS):
+        killer.cut(*create)
+        killer.complete(*create)
+        assert leftovers(live) == made_of("a", "b", "c")
+        assert process.running_pid(live.runtime) is None
+        if killer.cut(*delete) and live.directories.definition_path(NAME).exists():
+            killer.complete(*delete)
+        assert leftovers(live) == set()
+
+
+async def test_create_that_was_killed_is_deleted_without_a_trace(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    killer = Killer(live, seed=12)
+    create = ("create", NAME, *live.paths(), "--size", "4MiB", "--format", "qcow2")
+    killer.complete(*create)
+    killer.complete("delete", NAME, "--images", "--yes")
+    for _ in range(KILLS):
+        killer.cut(*create)
+        if leftovers(live) or live.directories.definition_path(NAME).exists():
+            await live.sets.delete(NAME, images=True)
+        assert leftovers(live) == set()
+
+
+async def test_start_and_stop(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await live.create()
+    killer = Killer(live, seed=13)
+    killer.complete("start", NAME)
+    shadow = live.fill()
+    killer.complete("stop", NAME)
+    for n in range(KILLS):
+        killer.cut("start", NAME)
+        if n % 2:
+            killer.complete("stop", NAME)
+        killer.complete("start", NAME)
+        assert (await status_of(live.sets)).state == "healthy"
+        killer.cut("stop", NAME)
+        killer.complete("stop", NAME)
+        assert process.running_pid(live.runtime) is None
+        assert all(live.equal_to(shadow).values())
+
+
+async def test_recovery(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=64 * MIB)
+    await live.create()
+    killer = Killer(live, seed=14)
+    killer.complete("start", NAME)
+    shadow = live.fill()
+    for n in range(KILLS):
+        live.end()
+        live.poke("abc"[n % 3], n * 100 * SECTOR, b"lost" * 100)
+        if n == 0:
+            killer.complete("start", NAME)
+        else:
+            killer.cut("start", NAME)
+            killer.complete("start", NAME)
+        assert (await status_of(live.sets)).state == "healthy"
+        assert all(live.equal_to(shadow).values())
+        assert {(c.outvoted, c.repaired) for c in (await status_of(live.sets)).copies} == {(0, 0)}
+
+
+# -- what an interrupted create may take back
+
+
+async def interrupted_create(live: LiveSet, fmt: str = "raw") -> None:
+    """As a kill just before the definition is written: everything stands but that."""
+    live.sources = live.paths()
+    await live.create(format=fmt)
+    definition = live.directories.definition_path(NAME)
+    spec = live.sets.show(NAME).definition
+    definition.unlink()
+    from qorumctl.controller import interrupted
+    from qorumctl.controller.context import SetContext
+    from qorumctl.controller.options import Timeouts
+
+    interrupted.announce(SetContext(NAME, live.directories, Timeouts()), spec, makes_images=True)
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+async def test_data_that_was_put_into_a_leftover_is_kept(live_set: LiveSets, fmt: str) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await interrupted_create(live, fmt)
+    command = ["qemu-io", "-f", fmt, "-c", "write -P 7 1M 4k", live.sources[1]]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    kept = live.image("b").read_bytes()
+    with pytest.raises(RefusedError, match=r"b\.img exists and .*a\.img does not"):
+        await live.create(format=fmt)
+    assert live.image("b").read_bytes() == kept
+
+
+async def test_a_file_that_somebody_put_there_since_is_kept(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await interrupted_create(live)
+    theirs = live.image("c")
+    theirs.unlink()
+    theirs.write_bytes(bytes(4 * MIB))
+    identity.sidecar_path(theirs).unlink()
+    with pytest.raises(QorumError):
+        await live.create()
+    assert theirs.stat().st_size == 4 * MIB
+
+
+async def test_another_sets_images_at_those_paths_are_kept(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await interrupted_create(live)
+    for path in live.sources:
+        Path(path).unlink()
+        identity.sidecar_path(path).unlink()
+    await live.sets.create("other", live.sources, CreateOptions(size_bytes=4 * MIB))
+    before = {path: Path(path).stat().st_ino for path in live.sources}
+    with pytest.raises(RefusedError, match="belongs to set 'other'"):
+        await live.create()
+    assert {path: Path(path).stat().st_ino for path in live.sources} == before
+    assert (await live.sets.start("other")).state == "healthy"
+    await live.sets.stop("other", force=True)
+
+
+# -- create that fails half-way
+
+
+async def test_a_directory_that_is_missing_takes_the_other_images_back(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    paths = [*live.paths(2), str(live.images_dir / "missing" / "c.img")]
+    for thin in (False, True):
+        with pytest.raises(RefusedError) as caught:
+            await live.create(sources=paths, thin=thin)
+        assert str(caught.value) == (
+            f"The directory {live.images_dir}/missing does not exist. Make it, or mount what belongs there."
+        )
+        assert leftovers(live) == set()
+    assert list(live.directories.config.iterdir()) == []
+    await live.create()
+    assert leftovers(live) == made_of("a", "b", "c")
+
+
+@pytest.mark.parametrize(("fmt", "used_kib"), [("raw", 64), ("qcow2", 56)])
+async def test_a_full_disk_takes_the_other_images_back(
+    live_set: LiveSets, short_dir: Path, fmt: str, used_kib: int
+) -> None:
+    """A raw image takes no space when it is made, but its sidecar does; a qcow2 has no room for its tables."""
+    live = live_set(size_bytes=4 * MIB)
+    full = short_dir / "full"
+    full.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", full], check=False).returncode:
+        pytest.skip("this user cannot mount a small file system")
+    try:
+        (full / "filler").write_bytes(bytes(used_kib << 10))
+        with pytest.raises(QorumError, match="No space left on device"):
+            await live.create(sources=[*live.paths(2), str(full / "c.img")], format=fmt, thin=True)
+        assert leftovers(live) == set()
+        assert not (full / "c.img").exists()
+        assert list(live.directories.config.iterdir()) == []
+        assert process.running_pid(live.runtime) is None
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+async def test_without_a_daemon_to_format_them_no_image_stays(
+    live_set: LiveSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    monkeypatch.setenv("QORUM_QSD", "/nonexistent/qsd")
+    with pytest.raises(QorumError, match="QORUM_QSD names /nonexistent/qsd, which is not a program"):
+        await live.create(format="qcow2")
+    assert leftovers(live) == set()
+    await live.create(format="raw")
