@@ -93,14 +93,16 @@ class NbdServer:
 def faulty_server(
     nbdkit: Callable[..., NbdServer], path: Path, bad: Sequence[tuple[int, int]], *, once: Path | None = None
 ) -> NbdServer:
-    """A file whose sectors `bad` (first, last) cannot be read. `once`: only while this file exists."""
+    """A file whose sectors `bad` (first, last) cannot be read. `once`: only while this file exists; while one with the
+    suffix `.flush` does, flushes fail."""
     tests = " || ".join(f"[ $4 -lt {(last + 1) * 512} -a $(($4 + $3)) -gt {first * 512} ]" for first, last in bad)
     condition = f"({tests})" if once is None else f"[ -e {once} ] && ({tests})"
     read = f"if {condition}; then echo EIO bad sector >&2; exit 1; fi; tail -c +$(($4 + 1)) {path} | head -c $3"
     write = f"dd of={path} bs=64k conv=notrunc oflag=seek_bytes seek=$4 status=none"
-    return nbdkit(
-        "eval", f"get_size=echo {path.stat().st_size}", f"pread={read}", "can_write=exit 0", f"pwrite={write}"
-    )
+    size = f"get_size=echo {path.stat().st_size}"
+    flush = "exit 0" if once is None else f"[ ! -e {once}.flush ] || {{ echo EIO no flush >&2; exit 1; }}"
+    writable = ("can_write=exit 0", f"pwrite={write}", "can_flush=exit 0", f"flush={flush}")
+    return nbdkit("eval", size, f"pread={read}", *writable)
 
 
 def make_spec(sources: Mapping[str, Path | str], *, size_bytes: int = SIZE, **keys: Any) -> SetSpec:

@@ -54,6 +54,9 @@ class CopyReader(Protocol):
     def zero_ranges(self, within: Range) -> list[Range]:
         """The parts of `within` that read as zero by block status, without reading them."""
 
+    def flush(self) -> bool:
+        """Asks for what the copy has acknowledged to be on stable storage. False: it could not be confirmed."""
+
     def close(self) -> None:
         """Drops the connection, whatever is under way on it. Idempotent."""
 

@@ -109,6 +109,9 @@ class MemoryCopy:
         self._check_available()
         return intersect([within], coalesce(Range(s * SECTOR_BYTES, SECTOR_BYTES) for s in self.holes))
 
+    def flush(self) -> bool:
+        return True
+
     def close(self) -> None:
         self.closed = True
 

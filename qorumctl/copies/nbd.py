@@ -66,6 +66,9 @@ class NbdCopy:
             return []
         return coalesce(r for r, flags in self._status_link.status(within) if flags & ALLOCATION_ZERO)
 
+    def flush(self) -> bool:
+        return self._link.flush()
+
     def close(self) -> None:
         self._link.close()
         if self._status_link is not None:

@@ -20,7 +20,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """`flipped_bits`: of BIT_FLIPS. `fill_byte`: of FILLED. `torn_at_bytes`: of TORN, the length of the equal prefix."""
+    """`flipped_bits`: of BIT_FLIPS. `fill_byte`: of FILLED. `torn_at_bytes`: of TORN, the equal prefix."""
 
     kind: Kind
     flipped_bits: int | None = None

@@ -45,7 +45,7 @@ class Outvoted:
 
 @dataclass(frozen=True, slots=True)
 class NoMajority:
-    """No version has `threshold` current copies behind it. `groups`: who agrees with whom; unreadable ones are in none."""
+    """No version has `threshold` current copies behind it. `groups`: who agrees with whom, unreadable ones left out."""
 
     groups: frozenset[frozenset[str]]
     unreadable: frozenset[str]

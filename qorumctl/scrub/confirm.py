@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from qorumctl.copies.base import CopyReader
 from qorumctl.core.ranges import SECTOR_BYTES, Range, RangeSet, between, intersect, split
+from qorumctl.errors import CopyError
 from qorumctl.scrub.evidence import ObservedRun, cut, examine
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Fence, Supervisor, Watch
@@ -58,6 +59,17 @@ class Confirmer:
         damaged = [part for run in differing for part in cut(run, excused.rest_of(run.range))]
         busy = intersect((run.range for run in differing), written)
         return Round(damaged, busy, written_before)
+
+    def flush(self) -> None:
+        """What was rewritten is to survive a power failure before it is called repaired. Each copy is asked itself: a
+        flush through the quorum succeeds when only the threshold does. Raises CopyError."""
+        for reader in self._readers:
+            if not reader.flush():
+                raise CopyError(
+                    f"Copy {reader.name} did not confirm that it has stored what was repaired.",
+                    remedy="Look at its storage, then scrub again: the run resumes and verifies the repair.",
+                    copy=reader.name,
+                )
 
     def _ask_for_a_sign_of_life(self) -> None:
         """A copy that hangs would block the drain, and with it every guest; a read has a deadline."""

@@ -46,8 +46,9 @@ class Repairer:
         for _ in range(self._plan.tuning.repair_rounds):
             if not patients:
                 break
-            for patient in patients.values():
-                self._heal(patient)
+            healed = [self._heal(patient) for patient in patients.values()]
+            if any(healed):
+                self._confirmer.flush()
             looked_at = self._confirmer.confirm([p.finding.range for p in patients.values()])
             wrong, hopeless, unknown = _sort_out(looked_at)
             for i, patient in list(patients.items()):
@@ -57,14 +58,15 @@ class Repairer:
                     del patients[i]
         return done
 
-    def _heal(self, patient: _Patient) -> None:
+    def _heal(self, patient: _Patient) -> bool:
         if not patient.to_heal:
-            return
+            return False
         for piece in split(patient.to_heal, self._plan.tuning.heal_bytes[patient.heals]):
             self._supervisor.suspend_if_requested()
             self._fence.heal(piece)
         patient.heals += 1
         patient.to_heal = []
+        return True
 
     def _judge(self, patient: _Patient, wrong: RangeSet, hopeless: RangeSet, unknown: RangeSet) -> Action | None:
         """The finding's end, or None when it has to be looked at again."""

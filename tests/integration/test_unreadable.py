@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qorumctl.errors import CopyUnavailableError
+from qorumctl.errors import CopyError, CopyUnavailableError
 from tests.integration.harness import NAME, SECTOR, LiveSet
 from tests.live import MIB, NbdServer, faulty_server
 
@@ -60,6 +60,21 @@ async def test_where_one_cannot_be_read_and_two_differ_nobody_wins(live_set: Liv
     assert (found.verdict, found.action, found.copies) == ("no-majority", "left", ["a", "b", "c"])
     assert report.outcome == "no-majority"
     assert (live.contents("a"), live.contents("b")) == before
+
+
+async def test_what_a_copy_has_not_stored_is_not_called_repaired(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+    live = live_set(size_bytes=SIZE)
+    trigger = await with_a_bad_copy(live, nbdkit, (8000, 8000))
+    trigger.unlink()
+    live.flip("c", 100 * SECTOR)
+    refuses = Path(f"{trigger}.flush")
+    refuses.touch()
+    with pytest.raises(CopyError, match="Copy c did not confirm that it has stored what was repaired"):
+        await live.scrub()
+    assert [f.action for f in live.sets.report(NAME).findings] == ["pending"]
+    refuses.unlink()
+    report = await live.scrub()
+    assert [(f.offset, f.action) for f in report.findings] == [(100 * SECTOR, "repaired")]
 
 
 async def test_a_copy_that_can_read_nothing_ends_the_run_instead_of_filling_it(
