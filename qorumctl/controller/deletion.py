@@ -39,7 +39,7 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
     for source in files:
         if source.path in sidecars:
             if images_too:
-                _unlink(Path(source.path))
+                warnings += _delete_image(Path(source.path))
             identity.remove(source.path)
     forget_history(context)
     _unlink(context.definition_path)
@@ -88,6 +88,12 @@ def _own_sidecars(spec: SetSpec) -> tuple[dict[str, Sidecar], list[str]]:
 def _left(files: Sequence[FileSource], sidecars: Mapping[str, Sidecar]) -> list[str]:
     nameless = [source.path for source in files if source.path not in sidecars and Path(source.path).exists()]
     return [f"{path} was left: no identity file says that it is this set's." for path in nameless]
+
+
+def _delete_image(path: Path) -> list[str]:
+    target = path.resolve() if path.is_symlink() else None
+    _unlink(path)
+    return [] if target is None else [f"{path} was a symbolic link: it is gone, {target} was left."]
 
 
 def _refuse_foreign_host(spec: SetSpec, sidecars: dict[str, Sidecar]) -> None:

@@ -210,7 +210,7 @@ class QuorumSets:
                         set_name=name,
                     )
                 report = await scrubbing.run(context, scrubbing.ScrubJob(spec, mode, options, quorum), *args)
-                if report.outcome not in {"unfinished", "failed"} and options.within is None:
+                if report.outcome in {"clean", "repaired"} and options.within is None:
                     with context.store() as store:
                         context.note_uncompared(store, False)
                 return report

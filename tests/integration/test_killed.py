@@ -132,10 +132,10 @@ async def test_recovery(live_set: LiveSets) -> None:
 # -- what an interrupted create may take back
 
 
-async def interrupted_create(live: LiveSet, fmt: str = "raw") -> None:
+async def interrupted_create(live: LiveSet, fmt: str = "raw", *, makes_images: bool = True) -> None:
     """As a kill just before the definition is written: everything stands but that."""
     live.sources = live.paths()
-    await live.create(format=fmt)
+    await live.create(format=fmt, size_bytes=live.size_bytes if makes_images else None)
     definition = live.directories.definition_path(NAME)
     spec = live.sets.show(NAME).definition
     definition.unlink()
@@ -143,7 +143,7 @@ async def interrupted_create(live: LiveSet, fmt: str = "raw") -> None:
     from qorumctl.controller.context import SetContext
     from qorumctl.controller.options import Timeouts
 
-    interrupted.announce(SetContext(NAME, live.directories, Timeouts()), spec, makes_images=True)
+    interrupted.announce(SetContext(NAME, live.directories, Timeouts()), spec, makes_images=makes_images)
 
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
@@ -156,6 +156,17 @@ async def test_data_that_was_put_into_a_leftover_is_kept(live_set: LiveSets, fmt
     with pytest.raises(RefusedError, match=r"b\.img exists and .*a\.img does not"):
         await live.create(format=fmt)
     assert live.image("b").read_bytes() == kept
+
+
+async def test_images_that_were_there_before_are_kept_however_empty(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    for path in live.paths():
+        os.truncate(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), 4 * MIB)
+    before = {path: Path(path).stat().st_ino for path in live.paths()}
+    await interrupted_create(live, makes_images=False)
+    await live.create(size_bytes=None)
+    assert {path: Path(path).stat().st_ino for path in live.paths()} == before
+    assert leftovers(live) == made_of("a", "b", "c")
 
 
 async def test_a_file_that_somebody_put_there_since_is_kept(live_set: LiveSets) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -375,24 +374,6 @@ async def test_start_refuses(live: LiveSet, what: str) -> None:
     if not words.startswith(("web01.toml", "{config}")):
         report = await live.sets.check(NAME)
         assert not report.ok, "check must say what start refuses"
-
-
-async def test_takeover_is_the_operators_word_that_the_other_host_is_dead(live: LiveSet) -> None:
-    await live.create()
-    for copy in "abc":
-        rewrite_sidecar(live, copy, clean=False, host="nas2", host_id="f" * 32)
-    await refused(
-        live,
-        live.sets.delete(NAME, images=True),
-        "web01 was started on host nas2 and never stopped there in order. Stop it there. "
-        "If that host is certainly down, start it here with --takeover and stop it, then delete.",
-    )
-    result = await live.sets.start(NAME, takeover=True)
-    assert result.warnings == ["Taken over from nas2: make sure that it no longer runs the set there."]
-    assert result.recovery == 1
-    sidecar = identity.read(live.image("a"))
-    assert sidecar is not None
-    assert sidecar.host == socket.gethostname()
 
 
 async def test_start_refuses_an_image_that_somebody_uses(live: LiveSet) -> None:

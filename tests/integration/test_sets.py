@@ -18,7 +18,7 @@ from qorumctl.daemon import process
 from qorumctl.errors import CommandError, DefinitionError, QorumError, RefusedError
 from tests.integration.harness import NAME, LiveSet
 from tests.integration.picture import nothing_changes, picture, refused, status_of
-from tests.live import MIB, NbdServer, wait_for
+from tests.live import MIB, NbdServer
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -333,57 +333,7 @@ async def test_qmp_answers_and_refuses_in_words(live_set: LiveSets) -> None:
         await live.sets.qmp(NAME, "no-such-command", {})
 
 
-# -- delete
-
-
-async def test_delete_is_refused_while_the_set_runs(live_set: LiveSets) -> None:
-    live = live_set()
-    await live.create()
-    await live.start()
-    await refused(live, live.sets.delete(NAME, images=True), f"{NAME} is running. Run 'qorumctl stop {NAME}' first.")
-
-
-async def test_delete_keeps_the_images_and_they_make_a_set_again(live_set: LiveSets) -> None:
-    live = live_set()
-    await live.create()
-    await live.start()
-    shadow = live.fill()
-    await live.sets.stop(NAME)
-    await live.sets.delete(NAME)
-    assert sorted(path.name for path in live.images_dir.iterdir()) == ["a.img", "b.img", "c.img"]
-    await live.create(size_bytes=None)
-    await live.start()
-    assert all(live.equal_to(shadow).values())
-
-
-async def test_delete_leaves_what_is_not_the_sets_own(live_set: LiveSets) -> None:
-    live = live_set()
-    await live.create()
-    identity.sidecar_path(live.image("b")).unlink()
-    result = await live.sets.delete(NAME, images=True)
-    assert [path.name for path in live.images_dir.iterdir()] == ["b.img"]
-    assert result.warnings == [f"{live.image('b')} was left: no identity file says that it is this set's."]
-
-
-async def test_delete_refuses_images_that_somebody_uses(live_set: LiveSets) -> None:
-    live = live_set()
-    await live.create()
-    reader = subprocess.Popen(
-        ["qemu-io", "-r", "-f", "raw", live.sources[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        from qorumctl.image_use import is_used
-
-        wait_for(lambda: is_used(live.sources[1]), "qemu-io")
-        await refused(
-            live,
-            live.sets.delete(NAME, images=True),
-            "{images}/b.img is in use by another process. "
-            "Nothing was changed. Stop what uses it: a virtual machine, qemu-nbd, or a backup.",
-        )
-    finally:
-        reader.kill()
-        reader.communicate()
+# -- at once
 
 
 async def test_two_commands_at_once_are_one_after_the_other(live_set: LiveSets) -> None:
