@@ -164,7 +164,7 @@ def scrub_line(one: SetStatus) -> str:
 
 
 def last_scrub(run: RunSummary) -> str:
-    covered = percent(run.scanned_bytes + run.skipped_bytes, run.size)
+    at = covered(run)
     when = moment(run.finished or run.started)
     found = counted(sum(run.findings.values()), "finding")
     told = {
@@ -172,11 +172,17 @@ def last_scrub(run: RunSummary) -> str:
         "repaired": f"repaired {found}",
         "damaged": f"left damage: {found}",
         "no-majority": f"found ranges without a majority ({found} in all)",
-        "unfinished": f"stopped at {covered}{', can be resumed' if run.resumable else ''}: {found}",
-        "failed": f"failed at {covered}{', can be resumed' if run.resumable else ''}: {found}",
+        "unfinished": f"stopped at {at}{', can be resumed' if run.resumable else ''}: {found}",
+        "failed": f"failed at {at}{', can be resumed' if run.resumable else ''}: {found}",
     }[run.outcome]
     duration = taken(run.started, run.finished)
-    return f"run {run.run} {told}, on {when}{f', in {duration}' if duration else ''}"
+    part = f", in the range {run.range.offset}:{run.range.length} alone" if run.range else ""
+    return f"run {run.run} {told}{part}, on {when}{f', in {duration}' if duration else ''}"
+
+
+def covered(run: RunSummary) -> str:
+    """`42 %` of what the run was asked to look at."""
+    return percent(run.scanned_bytes + run.skipped_bytes, run.range.length if run.range else run.size)
 
 
 def errors_line(one: SetStatus) -> Text:

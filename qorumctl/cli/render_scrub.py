@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qorumctl.cli.render import fields, table, words
+from qorumctl.cli.render import covered, fields, table, words
 from qorumctl.cli.text import counted, listed, moment, percent, taken
 from qorumctl.controller.observer import ScrubPosition, ScrubStart
 from qorumctl.core.diagnosis import Kind
@@ -73,6 +73,7 @@ def report(document: ScrubReport) -> list[RenderableType]:
             ("started", moment(document.started)),
             ("finished", None if document.finished is None else f"{moment(document.finished)}, after {duration}"),
             ("outcome", words(document.outcome, _OUTCOME_STYLES[document.outcome])),
+            ("why", document.message),
             ("covered", _covered(document)),
             ("read", read or None),
             ("busy", format_size(document.busy_bytes) if document.busy_bytes else None),
@@ -170,6 +171,8 @@ def _nothing_found(report: ScrubReport) -> str:
 def _covered(report: ScrubReport) -> str:
     """`20 GiB compared`; with holes `3.1 GiB compared, 16.9 GiB zero in every copy`."""
     compared = f"{format_size(report.scanned_bytes)} compared"
+    if report.range is not None:
+        compared += f" of the range {report.range.offset}:{report.range.length} alone"
     return (
         f"{compared}, {format_size(report.skipped_bytes)} are zero in every copy" if report.skipped_bytes else compared
     )
@@ -177,7 +180,7 @@ def _covered(report: ScrubReport) -> str:
 
 def _open_ended(report: ScrubReport, interrupted: bool) -> str:
     """A run that did not reach its end."""
-    at = percent(report.scanned_bytes + report.skipped_bytes, report.size)
+    at = percent(report.scanned_bytes + report.skipped_bytes, report.range.length if report.range else report.size)
     how = "failed" if report.outcome == "failed" else "was interrupted" if interrupted else "was stopped"
     if report.resumable:
         begun = f"run {report.run} {how} at {at}; 'qorumctl scrub {report.set}' resumes it there."
@@ -312,7 +315,7 @@ def history(document: History) -> list[RenderableType]:
             run.mode,
             Text(run.outcome, style=_OUTCOME_STYLES[run.outcome]),
             taken(run.started, run.finished) or "-",
-            percent(run.scanned_bytes + run.skipped_bytes, run.size),
+            f"{covered(run)} of {format_size(run.range.length)}" if run.range else covered(run),
             words(", ".join(f"{n:,} {kind}" for kind, n in run.findings.items() if n) or "-"),
         )
     return [made, Text(""), words("Times are UTC.")]

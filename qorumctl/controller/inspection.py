@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qorumctl.controller.attach import attachment
@@ -49,10 +49,11 @@ class _History:
 
 @dataclass(frozen=True, slots=True)
 class _Live:
-    """What the daemon says. `silent`: copies that do not answer a read in time; `problem`: why it said nothing."""
+    """What the daemon says. `ailing`: copies that a read found stalled or missing; `problem`: why it said
+    nothing."""
 
     graph: GraphState | None
-    silent: frozenset[str] = frozenset()
+    ailing: Mapping[str, CopyState] = field(default_factory=dict)
     stalled: bool = False
     problem: str | None = None
 
@@ -150,21 +151,22 @@ async def _live(context: SetContext, spec: SetSpec) -> _Live | None:
             return None
         words = error.message if isinstance(error, QorumError) else "The daemon does not answer."
         return _Live(None, stalled=True, problem=words)
-    answers = await asyncio.gather(*(asyncio.to_thread(_answers, context, name) for name in graph.copies))
-    return _Live(graph, frozenset(name for name, ok in zip(graph.copies, answers, strict=True) if not ok))
+    states = await asyncio.gather(*(asyncio.to_thread(_probe, context, name) for name in graph.copies))
+    return _Live(graph, {name: state for name, state in zip(graph.copies, states, strict=True) if state is not None})
 
 
-def _answers(context: SetContext, name: str) -> bool:
-    """Whether a copy answers a read of its first sector in time; with an I/O error is an answer too."""
+def _probe(context: SetContext, name: str) -> CopyState | None:
+    """What ails a copy: it does not answer a read in time, or every read fails. A bad sector alone is neither."""
     try:
         reader = NbdCopy(name, context.runtime.nbd_sock, copy_node(name), timeout_s=context.timeouts.status_s)
         try:
-            reader.observe(Range(0, SECTOR_BYTES))
+            last = reader.size_bytes // SECTOR_BYTES - 1
+            probes = [Range(sector * SECTOR_BYTES, SECTOR_BYTES) for sector in {0, last // 2, last}]
+            return CopyState.MISSING if all(reader.observe(probe).unreadable for probe in probes) else None
         finally:
             reader.close()
     except CopyUnavailableError:
-        return False
-    return True
+        return CopyState.STALLED
 
 
 def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None) -> CopyStatus:
@@ -173,8 +175,8 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         state = CopyState.CURRENT
         if live.graph is not None and live.graph.assembled and name not in live.graph.copies:
             state, note = CopyState.MISSING, "not in the quorum"
-        elif name in live.silent:
-            state, note = CopyState.STALLED, "does not answer"
+        elif ails := live.ailing.get(name):
+            state, note = ails, "does not answer" if ails is CopyState.STALLED else "every read fails"
         elif left := history.open_by_copy.get(name, 0):
             state, note = CopyState.SUSPECT, f"{left} damaged range{'s' if left > 1 else ''} not repaired"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))

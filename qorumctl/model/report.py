@@ -41,6 +41,11 @@ class FindingDocument(Document):
     confirmed: str
 
 
+class RangeDocument(Document):
+    offset: int
+    length: int
+
+
 class ScrubReport(Document):
     """One run. `scanned_bytes + skipped_bytes` is what the run has covered; `read_bytes` what it read of each copy."""
 
@@ -58,6 +63,9 @@ class ScrubReport(Document):
     suspects: int
     busy_bytes: int
     resumable: bool = False
+    range: RangeDocument | None = Field(None, description="null: the whole disk")
+    thorough: bool = Field(False, description="holes were read too")
+    message: str | None = Field(None, description="why the run failed")
     findings: list[FindingDocument]
 
 
@@ -74,6 +82,8 @@ class RunSummary(Document):
     skipped_bytes: int
     busy_bytes: int
     resumable: bool
+    range: RangeDocument | None = Field(None, description="null: the whole disk")
+    message: str | None = Field(None, description="why the run failed")
     findings: dict[Action, int]
 
 

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 
 from qorumctl.core.findings import Action, FindingVerdict
 from qorumctl.core.ranges import Range, coalesce, subtract, total_bytes
-from qorumctl.model.report import DiagnosisDocument, FindingDocument, History, Outcome, RunSummary, ScrubReport
+from qorumctl.model.report import (
+    DiagnosisDocument,
+    FindingDocument,
+    History,
+    Outcome,
+    RangeDocument,
+    RunSummary,
+    ScrubReport,
+)
 from qorumctl.store.database import Database
 from qorumctl.store.records import RunRecord, RunState, outcome_of_group, run_from_row, worst
 
@@ -81,8 +89,15 @@ def scrub_report(database: Database, set_name: str, run: RunRecord) -> ScrubRepo
         suspects=run.checkpoint.suspects,
         busy_bytes=total_bytes(coalesce(run.checkpoint.busy)),
         resumable=run.resumable,
+        range=_range(run),
+        thorough=run.thorough,
+        message=run.message,
         findings=list(findings(database, run.id)),
     )
+
+
+def _range(run: RunRecord) -> RangeDocument | None:
+    return None if run.within is None else RangeDocument(offset=run.within.offset, length=run.within.length)
 
 
 def run_summary(database: Database, run: RunRecord) -> RunSummary:
@@ -98,6 +113,8 @@ def run_summary(database: Database, run: RunRecord) -> RunSummary:
         skipped_bytes=run.checkpoint.skipped_bytes,
         busy_bytes=total_bytes(coalesce(run.checkpoint.busy)),
         resumable=run.resumable,
+        range=_range(run),
+        message=run.message,
         findings={Action(row["action"]): row["n"] for row in counts},
     )
 

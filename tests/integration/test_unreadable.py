@@ -96,6 +96,23 @@ async def test_a_copy_that_can_read_nothing_ends_the_run_instead_of_filling_it(
     assert (await live.scrub()).outcome == "clean"
 
 
+async def test_a_copy_whose_server_is_gone_is_missing(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(b"\x5a" * SIZE)
+    server = nbdkit("file", paths[2])
+    await live.create(sources=[*paths[:2], server.uri], size_bytes=None)
+    await live.start()
+    server.end()
+    status = (await live.sets.status([NAME])).sets[0]
+    assert (status.state, status.reason) == ("degraded", "Copy c: every read fails.")
+    assert status.copies[2].state == "missing"
+    with pytest.raises(CopyUnavailableError, match="Copy c"):
+        await live.scrub()
+    assert "Copy c" in (live.sets.report(NAME).message or "")
+
+
 async def test_a_copy_that_hangs_in_a_scrub_is_named_and_nothing_is_written(live_set: LiveSets, nbdkit: Nbdkit) -> None:
     from qorumctl.controller.options import Timeouts
 
