@@ -57,7 +57,7 @@ class SetContext:
         return os.path.lexists(self.definition_path)
 
     def pid(self) -> int | None:
-        return process.running_pid(self.runtime)
+        return process.find_pid(self.runtime)
 
     def lock(self, purpose: str) -> SetLock:
         """The one writer of the set. Raises LockedError naming who holds it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,7 @@ from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.scrubbing import ScrubJob, run
-from qorumctl.controller.vetting import group_of, vet
+from qorumctl.controller.vetting import group_of, recheck, vet
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.findings import Cause
 from qorumctl.daemon import process
@@ -37,6 +38,9 @@ from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import Result, SetState
 from qorumctl.paths import ensure_private, make_directories
 
+_SETTLING_S = 3.0
+"""A daemon listens within some 50 ms of its start."""
+_POLL_S = 0.02
 _KILLED_S = 5.0
 """How long a killed process may take to be gone: the kernel ends its I/O first."""
 
@@ -56,11 +60,17 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
         # On record before anything is begun: a failed start must not make a set look clean that was not.
         context.note_uncompared(store, unclean)
         attempt.was_clean = not unclean
+        if unclean and now:
+            # What an unfinished run has compared may differ since, and its end must not pass for a whole comparison.
+            for run in store.unfinished_runs():
+                store.abandon_run(run.id)
     recovery: ScrubReport | None = None
     async with rolled_back(context, attempt.undo) as monitor:
         await _check_features(monitor)
         quorum = context.quorum(spec, monitor)
         await quorum.open_copies(read_only=False)
+        # Only now do we hold the images: another host may have run the set since we looked.
+        recheck(spec, who)
         await quorum.assemble()
         host = identity.this_host()
         generation = identity.prepare_start(spec, who, host)
@@ -144,7 +154,7 @@ async def is_up(context: SetContext) -> bool:
 
 async def end_leftover(context: SetContext) -> None:
     """Ends a daemon that serves no volume: an earlier command died half-way. No guest can be connected to it."""
-    pid = context.pid()
+    pid = await settled_pid(context)
     if pid is not None:
         process.terminate(context.runtime, pid)
         if not await process.wait_gone(context.runtime, pid, deadline_s=context.timeouts.stop_s):
@@ -152,6 +162,24 @@ async def end_leftover(context: SetContext) -> None:
             await process.wait_gone(context.runtime, pid, deadline_s=_KILLED_S)
     if context.runtime.directory.is_dir():
         process.clear_runtime(context.runtime)
+
+
+async def settled_pid(context: SetContext) -> int | None:
+    """As `context.pid()`, under the lock; a daemon whose starter was killed a moment ago is waited for.
+
+    RefusedError for one that stays out of reach: its sockets are gone, and guests may still be connected.
+    """
+    ends_at_s = time.monotonic() + _SETTLING_S
+    while (pid := context.pid()) is None and (strays := process.processes(context.runtime)):
+        if time.monotonic() > ends_at_s:
+            raise RefusedError(
+                f"A daemon of {context.name} runs (pid {strays[0]}), but its sockets are gone: nobody can tell whether "
+                "guests use it.",
+                remedy=f"Shut the guests down, and then run 'kill {strays[0]}'. Nothing was changed.",
+                set_name=context.name,
+            )
+        await asyncio.sleep(_POLL_S)
+    return pid
 
 
 def prepare_directories(context: SetContext, group: int | None = None) -> None:
@@ -198,7 +226,9 @@ async def _recover(
     context: SetContext, quorum: QuorumSet, spec: SetSpec, observer: Observer, control: ScrubControl
 ) -> ScrubReport:
     """After an unclean stop (invariant 12): compare and heal everything before a guest reads any of it."""
-    job = ScrubJob(spec, spec.policy, ScrubOptions(mode=spec.policy, fresh=True), quorum, Cause.UNCLEAN_SHUTDOWN)
+    job = ScrubJob(
+        spec, spec.policy, ScrubOptions(mode=spec.policy, fresh=True), quorum, Cause.UNCLEAN_SHUTDOWN, recovery=True
+    )
     report = await run(context, job, observer, control)
     if report.outcome == "unfinished":
         raise QorumError(
@@ -228,7 +258,7 @@ def _open_socket(context: SetContext, spec: SetSpec, group: int | None) -> None:
 
 async def stop(context: SetContext, *, force: bool) -> Result:
     """Withdraws the volume, drains, flushes, ends the daemon; under the set's lock. A stopped set is left as it is."""
-    pid = context.pid()
+    pid = await settled_pid(context)
     if pid is None:
         return _stopped_already(context)
     spec = spec_in_force(context)

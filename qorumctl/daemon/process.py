@@ -130,6 +130,18 @@ def running_pid(paths: RuntimePaths) -> int | None:
     return pid if pid > 0 and _is_ours(paths, pid) else None
 
 
+def find_pid(paths: RuntimePaths) -> int | None:
+    """As `running_pid`; a daemon that has lost its pidfile, or has not written it yet, is found by its socket."""
+    return running_pid(paths) or _listener(paths)
+
+
+def processes(paths: RuntimePaths) -> list[int]:
+    """Every living daemon that was started for these paths, also one that does not listen yet, or no longer where
+    anybody could reach it. Reads all of /proc: some milliseconds."""
+    found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return [pid for pid in found if _is_ours(paths, pid)]
+
+
 async def wait_gone(paths: RuntimePaths, pid: int, *, deadline_s: float) -> bool:
     """Waits until our daemon `pid` has ended. False when it still runs at the deadline."""
     with _pidfd(paths, pid) as process:
@@ -158,7 +170,7 @@ def kill(paths: RuntimePaths, pid: int) -> bool:
 def clear_runtime(paths: RuntimePaths) -> None:
     """Removes the sockets and the pidfile of a dead daemon. RefusedError when one lives."""
     # A pidfile can be lost. Clearing, or starting another daemon, would then cut off one that guests use.
-    if (pid := running_pid(paths) or _listener(paths)) is not None:
+    if (pid := find_pid(paths)) is not None:
         raise RefusedError(
             f"A daemon (pid {pid}) already serves {paths.directory}.",
             remedy="Stop the set first.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import grp
 import os
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from qorumctl.controller.options import Timeouts
 from qorumctl.errors import QorumError
 from tests.integration.harness import NAME, LiveSet
 from tests.integration.picture import refused, status_of
-from tests.live import MIB, NbdServer
+from tests.live import MIB, NbdServer, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -303,3 +305,47 @@ async def test_an_ordinary_user_runs_a_set_of_his_own(live_set: LiveSets, short_
     assert refused_.returncode == 1
     assert "cannot be given to group 'root': this user is not in it" in " ".join(refused_.stderr.split())
     assert daemons_of(live) == []
+
+
+# -- daemons that are hard to find
+
+
+async def test_a_daemon_that_lost_its_pidfile_is_found_by_its_socket(live_set: LiveSets) -> None:
+    live = live_set()
+    await live.create()
+    await live.start()
+    (pid,) = daemons_of(live)
+    live.runtime.pidfile.unlink()
+    status = await status_of(live.sets)
+    assert (status.state, status.pid) == ("healthy", pid)
+    assert not (await live.sets.start(NAME)).changed
+    assert (await live.sets.stop(NAME)).warnings == []
+    assert daemons_of(live) == []
+
+
+async def test_a_daemon_whose_sockets_were_removed_is_left_to_its_guests(live_set: LiveSets) -> None:
+    live = live_set()
+    await live.create()
+    await live.start()
+    guest = live.link()
+    (pid,) = daemons_of(live)
+    shutil.rmtree(live.runtime.directory)
+    words = (
+        f"A daemon of web01 runs (pid {pid}), but its sockets are gone: nobody can tell whether guests use it. "
+        f"Shut the guests down, and then run 'kill {pid}'. Nothing was changed."
+    )
+    try:
+        await refused(
+            live,
+            live.sets.start(NAME),
+            "The image of copy a, {images}/a.img, is in use by another process. "
+            "Stop what uses it: another set, a virtual machine, or qemu-nbd. Nothing was changed.",
+        )
+        await refused(live, live.sets.stop(NAME), words)
+        await refused(live, live.sets.delete(NAME, images=True), words)
+        assert guest.write(0, b"x" * 512)
+        guest.close()
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: daemons_of(live) == [], "its end")
+    assert (await live.sets.start(NAME)).recovery is not None
