@@ -45,6 +45,8 @@ class ScrubJob:
     options: ScrubOptions
     quorum: QuorumSet | None
     cause: Cause | None = None
+    recovery: bool = False
+    """Before guests are let in."""
 
 
 class WallClock:
@@ -83,7 +85,7 @@ def _run(
                 job.mode,
                 job.spec.size,
                 record.checkpoint.cursor_bytes if record.checkpoint != Checkpoint() else None,
-                job.cause is not None,
+                job.recovery,
             )
         )
         supervisor = _Supervisor(store, record, observer, control)

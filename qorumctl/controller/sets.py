@@ -12,6 +12,7 @@ from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ScrubOptions, Timeouts
+from qorumctl.core.findings import Cause
 from qorumctl.core.ranges import SECTOR_BYTES
 from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError, UsageError
 from qorumctl.model.report import History, ScrubReport
@@ -209,8 +210,11 @@ class QuorumSets:
                         remedy=f"Run 'qorumctl start {name}'.",
                         set_name=name,
                     )
-                report = await scrubbing.run(context, scrubbing.ScrubJob(spec, mode, options, quorum), *args)
-                if report.outcome in {"clean", "repaired"} and options.within is None:
+                with context.store() as store:
+                    cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
+                job = scrubbing.ScrubJob(spec, mode, options, quorum, cause)
+                report = await scrubbing.run(context, job, *args)
+                if cause and _settles_an_unclean_stop(spec, report):
                     with context.store() as store:
                         context.note_uncompared(store, False)
                 return report
@@ -219,11 +223,14 @@ class QuorumSets:
         self, context: SetContext, spec: SetSpec, options: ScrubOptions, observer: Observer, control: ScrubControl
     ) -> ScrubReport:
         """Compares copies that nobody uses: opened read-only by a daemon of its own, which ends with the scrub."""
-        vetting.vet(context, spec, takeover=False)
+        who = vetting.vet(context, spec, takeover=False)
+        with context.store() as store:
+            unclean = who.unclean or context.uncompared(store) or context.died(store)
+        job = scrubbing.ScrubJob(spec, "report", options, None, Cause.UNCLEAN_SHUTDOWN if unclean else None)
         lifecycle.prepare_directories(context)
         async with lifecycle.rolled_back(context) as monitor:
             await context.quorum(spec, monitor).open_copies(read_only=True)
-            report = await scrubbing.run(context, scrubbing.ScrubJob(spec, "report", options, None), observer, control)
+            report = await scrubbing.run(context, job, observer, control)
         await lifecycle.end_leftover(context)
         return report
 
@@ -241,9 +248,10 @@ class QuorumSets:
             holder = SetLock.held_by(context.state_dir)
             asked = store.request(what) if holder is not None else None
             if asked is None or (holder is not None and holder[0] != asked.pid):
-                unfinished = store.unfinished_run() if holder is None else None
-                if what == "cancel" and unfinished is not None:
-                    store.abandon_run(unfinished.id)
+                if what == "cancel" and holder is None and (unfinished := store.unfinished_run()) is not None:
+                    # Under the lock: a scrub that begins meanwhile would find its run taken away.
+                    with context.lock("cancel"):
+                        store.abandon_run(unfinished.id)
                     return store.scrub_report(unfinished.id)
                 raise RefusedError(
                     f"No scrub of {name} is running.", remedy=f"See 'qorumctl history {name}'.", set_name=name
@@ -284,6 +292,13 @@ class QuorumSets:
         context = self._context(name)
         context.spec()
         return context
+
+
+def _settles_an_unclean_stop(spec: SetSpec, report: ScrubReport) -> bool:
+    """Whether this run has done what a start does after one: compared everything, and healed what the policy allows."""
+    if report.range is not None or report.outcome in {"unfinished", "failed"}:
+        return False
+    return report.outcome == "clean" or report.mode == spec.policy
 
 
 def _check_options(spec: SetSpec, options: ScrubOptions, *, running: bool) -> None:

@@ -33,6 +33,17 @@ def vet(context: SetContext, spec: SetSpec, *, takeover: bool) -> Identity:
     return _judged(spec)
 
 
+def recheck(spec: SetSpec, who: Identity) -> None:
+    """What `vet` found, looked at again under the images' locks. RefusedError where it has changed."""
+    now = _judged(spec)
+    if now != who:
+        raise RefusedError(
+            f"The images of {spec.name} were used by somebody else while it was being started.",
+            remedy="Nothing was changed. Make sure that no other host runs the set, then try again.",
+            set_name=spec.name,
+        )
+
+
 def looks(context: SetContext, spec: SetSpec, *, takeover: bool) -> list[Look]:
     # Our own daemon holds the images of a set that runs.
     running = context.pid() is not None
