@@ -1,4 +1,4 @@
-"""The comparison that `create` makes of images that exist: the engine in report mode, over copies that nobody writes."""
+"""The comparison that `create` makes of existing images: the engine in report mode, over copies that nobody writes."""
 
 from __future__ import annotations
 
