@@ -180,13 +180,28 @@ def _covered(report: ScrubReport) -> str:
 
 def _open_ended(report: ScrubReport, interrupted: bool) -> str:
     """A run that did not reach its end."""
-    at = percent(report.scanned_bytes + report.skipped_bytes, report.range.length if report.range else report.size)
+    at = _reached(report)
     how = "failed" if report.outcome == "failed" else "was interrupted" if interrupted else "was stopped"
     if report.resumable:
-        begun = f"run {report.run} {how} at {at}; 'qorumctl scrub {report.set}' resumes it there."
+        begun = f"run {report.run} {how} at {at}; '{_again(report)}' resumes it there."
     else:
         begun = f"run {report.run} was cancelled at {at}; the next scrub begins anew."
     return begun if report.findings else f"{begun} So far no damage was found."
+
+
+def _reached(report: ScrubReport) -> str:
+    """`42 %` of what the run was asked to look at."""
+    return percent(report.scanned_bytes + report.skipped_bytes, report.range.length if report.range else report.size)
+
+
+def _again(report: ScrubReport) -> str:
+    """The command that resumes this very run: one that asks for something else begins another."""
+    command = f"qorumctl scrub {report.set}"
+    if report.mode == "report":
+        command += " --report"
+    if report.range is not None:
+        command += f" --range {report.range.offset}:{report.range.length}"
+    return f"{command} --thorough" if report.thorough else command
 
 
 def _told(report: ScrubReport) -> list[str]:
@@ -292,10 +307,10 @@ def asked_to_stop(report: ScrubReport, command: str) -> str:
     """After `pause` or `cancel`. The run may have reached its end before it was asked."""
     if report.outcome not in {"unfinished", "failed"}:
         return f"{report.set}: run {report.run} had ended before it could be stopped: {report.outcome}."
-    at = percent(report.scanned_bytes + report.skipped_bytes, report.size)
+    at = _reached(report)
     if command == "cancel":
         return f"{report.set}: run {report.run} is cancelled at {at}; the next scrub begins anew."
-    return f"{report.set}: run {report.run} is paused at {at}; 'qorumctl scrub {report.set}' resumes it."
+    return f"{report.set}: run {report.run} is paused at {at}; '{_again(report)}' resumes it."
 
 
 # history

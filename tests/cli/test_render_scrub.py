@@ -112,6 +112,16 @@ def test_ctrl_c_says_how_it_goes_on() -> None:
     ]
 
 
+def test_a_run_is_resumed_by_the_command_that_began_it() -> None:
+    part = {"offset": GIB, "length": 4 * GIB}
+    document = report(outcome="unfinished", scanned_bytes=GIB, resumable=True, mode="report", range=part, thorough=True)
+    resumes = "'qorumctl scrub web01 --report --range 1073741824:4294967296 --thorough' resumes it"
+    assert render_scrub.summary(document) == [
+        f"web01: run 12 was stopped at 25 %; {resumes} there. So far no damage was found."
+    ]
+    assert render_scrub.asked_to_stop(document, "pause") == f"web01: run 12 is paused at 25 %; {resumes}."
+
+
 def test_a_cancelled_run_is_not_said_to_go_on() -> None:
     document = report(finding(), outcome="unfinished", scanned_bytes=9 * GIB)
     assert render_scrub.summary(document) == [
