@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from qorumctl import definitions, identity, image_use, images
 from qorumctl.controller import interrupted
 from qorumctl.controller.comparison import compare
@@ -108,9 +110,9 @@ def parse_source(text: str, options: CreateOptions) -> Source:
         if _is_device(text):
             return DeviceSource(path=text)
         return FileSource(path=text, format=options.format)
-    except ValueError as error:
-        words = str(error).splitlines()
-        said = words[-1] if len(words) == 1 else words[2].strip().removeprefix("Value error, ").split(" [type=")[0]
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        said = str(detail.get("ctx", {}).get("error", detail["msg"])).rstrip(".")
         raise UsageError(f"{said}.", remedy="A source is an absolute path, a block device or an NBD URI.") from None
 
 
@@ -127,6 +129,9 @@ def _existing(copies: Sequence[CopySpec]) -> bool:
     there: list[CopySpec] = []
     absent: list[CopySpec] = []
     for copy in copies:
+        if isinstance(copy.source, DeviceSource):
+            # Said of the device itself: it is there, or this refuses.
+            images.device_size(copy.source.path)
         present = not isinstance(copy.source, FileSource) or images.inspect(copy.source).exists
         (there if present else absent).append(copy)
     if there and absent:
@@ -158,7 +163,9 @@ def _existing(copies: Sequence[CopySpec]) -> bool:
 
 
 def _spec(context: SetContext, copies: tuple[CopySpec, ...], options: CreateOptions, size_bytes: int) -> SetSpec:
-    if size_bytes <= 0 or size_bytes % 512:
+    if size_bytes <= 0:
+        raise UsageError("A disk of no size holds nothing.", remedy="Choose a size, a multiple of 512.")
+    if size_bytes % 512:
         raise UsageError(f"Size {size_bytes} is not a multiple of 512.", remedy="Choose one that is.")
     for copy in copies:
         unit = images.alignment(copy.source) if copy.cache == "none" else 512

@@ -70,6 +70,7 @@ def edit(live: LiveSet, old: str, new: str) -> None:
         ),
         ({"threshold": 1}, "Threshold 1 is no strict majority of 3 copies. Use 2 to 3."),
         ({"count": 5, "threshold": 2}, "Threshold 2 is no strict majority of 5 copies. Use 3 to 5."),
+        ({"size_bytes": 0}, "A disk of no size holds nothing. Choose a size, a multiple of 512."),
         ({"size_bytes": 1000}, "Size 1000 is not a multiple of 512. Choose one that is."),
         (
             {"size_bytes": None},
@@ -89,12 +90,25 @@ async def test_a_relative_path(live: LiveSet) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("http://host/disk", "'http://host/disk' is not an NBD URI: use nbd://, nbds:// or nbd+unix://."),
+        ("nbd://host:port/disk", "'nbd://host:port/disk': the port is not a number up to 65535."),
+        ("nbd+unix:///disk", "'nbd+unix:///disk' names no socket: add ?socket=/path."),
+    ],
+)
+async def test_a_uri_that_is_none(live: LiveSet, source: str, words: str) -> None:
+    remedy = "A source is an absolute path, a block device or an NBD URI."
+    await refused(live, live.create(sources=[source, *live.paths()[1:]]), f"{words} {remedy}")
+
+
 async def test_a_typing_error_under_dev(live: LiveSet) -> None:
     await refused(
         live,
         live.create(sources=["/dev/no-such-disk", *live.paths()[1:]]),
-        "/dev/no-such-disk exists and {images}/b.img does not. "
-        "Nothing was changed. Name images that all exist and hold the same data, or none that exists.",
+        "The device /dev/no-such-disk cannot be opened: No such file or directory. "
+        "Check that it is there, and its rights.",
     )
 
 
