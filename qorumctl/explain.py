@@ -42,6 +42,14 @@ def explain(error: ValidationError, data: Mapping[str, Any]) -> tuple[str, str]:
     return f"{place}{message}", remedy
 
 
+def reason_of(error: ValueError) -> str:
+    """Of one value that no model took: why, without pydantic's frame and without a full stop."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    detail: Any = error.errors(include_url=False, include_context=True)[0]
+    return str(detail.get("ctx", {}).get("error", detail["msg"])).rstrip(".")
+
+
 def _place(location: list[Any], data: Mapping[str, Any]) -> tuple[str, str]:
     """(`copy 'a': `, `source.path`): where it is, and the key as it stands in the file."""
     place = ""

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from qorumctl import definitions, identity, image_use, images
 from qorumctl.controller import interrupted
 from qorumctl.controller.comparison import compare
@@ -24,6 +22,7 @@ from qorumctl.controller.options import CreateOptions
 from qorumctl.core.vote import strict_majority
 from qorumctl.daemon.formatting import format_image
 from qorumctl.errors import RefusedError, UsageError
+from qorumctl.explain import reason_of
 from qorumctl.files import reason
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdSource, SetSpec, Source
 from qorumctl.model.status import Result
@@ -110,10 +109,10 @@ def parse_source(text: str, options: CreateOptions) -> Source:
         if _is_device(text):
             return DeviceSource(path=text)
         return FileSource(path=text, format=options.format)
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        said = str(detail.get("ctx", {}).get("error", detail["msg"])).rstrip(".")
-        raise UsageError(f"{said}.", remedy="A source is an absolute path, a block device or an NBD URI.") from None
+    except ValueError as error:
+        raise UsageError(
+            f"{reason_of(error)}.", remedy="A source is an absolute path, a block device or an NBD URI."
+        ) from None
 
 
 def _is_device(path: str) -> bool:
