@@ -179,6 +179,8 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
             state, note = ails, "does not answer" if ails is CopyState.STALLED else "every read fails"
         elif left := history.open_by_copy.get(name, 0):
             state, note = CopyState.SUSPECT, f"{left} damaged range{'s' if left > 1 else ''} not repaired"
+        elif history.uncompared:
+            state, note = CopyState.SUSPECT, "not compared since an unclean stop"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
     return CopyStatus(
         name=name,

@@ -155,11 +155,14 @@ class KilledUnder:
 async def test_now_skips_the_comparison_and_says_so_until_one_was_made(live_set: LiveSets) -> None:
     live = await crashed(live_set)
     result = await live.sets.start(NAME, now=True)
-    assert (result.recovery, result.state) == (None, "healthy")
+    assert (result.recovery, result.state) == (None, "degraded")
     assert result.warnings == [
         "The set was not stopped in order and has not been compared: run 'qorumctl scrub web01' soon. "
         "Until a whole one is through, the next start compares the copies."
     ]
+    status = await status_of(live.sets)
+    assert status.reason == "Copy a: not compared since an unclean stop."
+    assert {copy.state for copy in status.copies} == {"suspect"}
     await live.sets.stop(NAME)
     assert (
         await status_of(live.sets)
@@ -179,6 +182,7 @@ async def test_a_whole_scrub_after_now_settles_it(live_set: LiveSets) -> None:
     assert (await status_of(live.sets)).reason != "The set is not running."
     await live.start(now=True)
     assert (await live.scrub()).outcome == "repaired"
+    assert (await status_of(live.sets)).state == "healthy"
     await live.sets.stop(NAME)
     assert (await status_of(live.sets)).reason == "The set is not running."
     assert (await live.sets.start(NAME)).recovery is None
