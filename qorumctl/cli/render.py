@@ -150,6 +150,11 @@ def action(one: SetStatus) -> str | None:
             )
         case SetState.DEGRADED if states & {CopyState.MISSING, CopyState.STALLED}:
             return f"Bring the storage of the copy back, then run 'qorumctl restart {one.set}'."
+        case SetState.DEGRADED if one.policy == "report" and one.unrepaired:
+            return (
+                f"See 'qorumctl report {one.set}'. Nothing is repaired with policy report: set policy = \"repair\" in"
+                f" the definition, run 'qorumctl restart {one.set}', then 'qorumctl scrub {one.set}'."
+            )
         case SetState.DEGRADED:
             return f"Run 'qorumctl scrub {one.set}': it compares every copy and brings it up to date."
     return None

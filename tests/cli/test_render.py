@@ -111,6 +111,11 @@ errors: 2 findings are open: see 'qorumctl report web01'
             {"state": "degraded", "copies": [copy("a"), copy("b"), copy("c", state="suspect")]},
             "Run 'qorumctl scrub web01': it compares every copy and brings it up to date.",
         ),
+        (
+            {"state": "degraded", "policy": "report", "unrepaired": 1, "copies": [copy("a", state="suspect")]},
+            "See 'qorumctl report web01'. Nothing is repaired with policy report: set policy = \"repair\" in the "
+            "definition, run 'qorumctl restart web01', then 'qorumctl scrub web01'.",
+        ),
     ],
 )
 def test_every_state_says_what_to_do(keys: dict[str, Any], action: str | None) -> None:
