@@ -9,6 +9,7 @@ After TigerBeetle's superblock quorums: copies in, a verdict or a named refusal 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -72,24 +73,56 @@ def vote(observations: Mapping[str, Observation], threshold: int, *, stale: Set[
     copies = len(observations)
     if not copies // 2 < threshold <= copies:
         raise ValueError(f"threshold {threshold} is not a strict majority of {copies}")
-    views = {name: memoryview(o.data) for name, o in observations.items()}
-    lengths = {len(view) for view in views.values()}
+    lengths = {len(o.data) for o in observations.values()}
     if len(lengths) != 1:
         raise ValueError("observations differ in length")
-    unreadable = {name: frozenset(_sectors(o.unreadable)) for name, o in observations.items()}
-    runs: list[Run] = []
-    for sector in _differing(list(views.values()), lengths.pop(), frozenset().union(*unreadable.values())):
-        deaf = frozenset(name for name, sectors in unreadable.items() if sector.offset // SECTOR_BYTES in sectors)
-        groups: dict[bytes, set[str]] = {}
-        for name, view in views.items():
-            if name not in deaf:
-                groups.setdefault(bytes(view[sector.offset : sector.end]), set()).add(name)
-        verdict = _judge([frozenset(group) for group in groups.values()], deaf, threshold, stale)
-        if runs and runs[-1].range.end == sector.offset and runs[-1].verdict == verdict:
-            runs[-1] = Run(between(runs[-1].range.offset, sector.end), verdict)
+    length = lengths.pop()
+    deaf_at = _deaf(observations)
+    camps = _camps(observations)
+    verdicts: dict[tuple[frozenset[frozenset[str]], frozenset[str]], Verdict] = {}
+    runs: list[tuple[int, int, Verdict]] = []
+    for number in _differing([content for content, _ in camps], length, sorted(deaf_at)):
+        start, end = number * SECTOR_BYTES, min(length, (number + 1) * SECTOR_BYTES)
+        deaf = deaf_at.get(number, _NOBODY)
+        groups: dict[bytes, frozenset[str]] = {}
+        for content, names in camps:
+            if hearing := names - deaf:
+                version = content[start:end]
+                groups[version] = groups[version] | hearing if version in groups else hearing
+        case = frozenset(groups.values()), deaf
+        if (verdict := verdicts.get(case)) is None:
+            verdict = verdicts[case] = _judge(list(groups.values()), deaf, threshold, stale)
+        if runs and runs[-1][1] == start and runs[-1][2] is verdict:
+            runs[-1] = runs[-1][0], end, verdict
         else:
-            runs.append(Run(sector, verdict))
-    return runs
+            runs.append((start, end, verdict))
+    return [Run(between(start, end), verdict) for start, end, verdict in runs]
+
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+def _camps(observations: Mapping[str, Observation]) -> list[tuple[bytes, frozenset[str]]]:
+    """Contents, and who holds each throughout: where one copy is wrong everywhere, the others are looked at once."""
+    camps: list[tuple[bytes, set[str]]] = []
+    for name, observation in observations.items():
+        for content, names in camps:
+            if content == observation.data:
+                names.add(name)
+                break
+        else:
+            camps.append((bytes(observation.data), {name}))
+    return [(content, frozenset(names)) for content, names in camps]
+
+
+def _deaf(observations: Mapping[str, Observation]) -> dict[int, frozenset[str]]:
+    """Sector number -> the copies that could not read it."""
+    deaf: dict[int, frozenset[str]] = {}
+    for name, observation in observations.items():
+        for r in observation.unreadable:
+            for number in range(r.offset // SECTOR_BYTES, -(-r.end // SECTOR_BYTES)):
+                deaf[number] = deaf.get(number, _NOBODY) | {name}
+    return deaf
 
 
 def _judge(groups: Sequence[frozenset[str]], deaf: frozenset[str], threshold: int, stale: Set[str]) -> Verdict:
@@ -99,25 +132,22 @@ def _judge(groups: Sequence[frozenset[str]], deaf: frozenset[str], threshold: in
     return NoMajority(frozenset(groups), deaf)
 
 
-def _sectors(ranges: Sequence[Range]) -> Iterator[int]:
-    for r in ranges:
-        yield from range(r.offset // SECTOR_BYTES, -(-r.end // SECTOR_BYTES))
-
-
-def _differing(views: list[memoryview], length: int, always: Set[int]) -> Iterator[Range]:
-    """Sectors in which the copies differ, or that some copy could not read. Halves what differs, so that one bad
-    sector in a large range costs a logarithm of comparisons."""
-    whole = [bytes(view) for view in views]
-    pending = [(0, length)]
+def _differing(contents: list[bytes], length: int, always: Sequence[int]) -> Iterator[int]:
+    """Numbers, ascending, of the sectors in which the contents differ, and of those in `always` (sorted). Halves what
+    differs, so that one bad sector in a large range costs a logarithm of comparisons."""
+    first, *others = contents
+    pending = [(0, -(-length // SECTOR_BYTES))]
     while pending:
-        start, end = pending.pop()
-        numbers = range(start // SECTOR_BYTES, -(-end // SECTOR_BYTES))
-        forced = bool(always) and any(n in always for n in numbers)
-        first = whole[0][start:end]
-        if not forced and all(other[start:end] == first for other in whole[1:]):
-            continue
-        if len(numbers) == 1:
-            yield between(start, end)
+        low, high = pending.pop()
+        start, end = low * SECTOR_BYTES, high * SECTOR_BYTES
+        i = bisect_left(always, low)
+        forced = i < len(always) and always[i] < high
+        if not forced:
+            part = first[start:end]
+            if all(other[start:end] == part for other in others):
+                continue
+        if high - low == 1:
+            yield low
         else:
-            middle = numbers[len(numbers) // 2] * SECTOR_BYTES
-            pending += [(middle, end), (start, middle)]
+            middle = (low + high) // 2
+            pending += [(middle, high), (low, middle)]

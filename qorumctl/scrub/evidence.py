@@ -38,17 +38,12 @@ def examine(at: Range, observations: Mapping[str, Observation], plan: ScrubPlan)
 
 def cut(run: ObservedRun, to: Iterable[Range]) -> list[ObservedRun]:
     """A run cut to parts of its range."""
-    return [
-        ObservedRun(
-            part,
-            run.verdict,
-            {
-                name: data[part.offset - run.range.offset : part.end - run.range.offset]
-                for name, data in run.versions.items()
-            },
-        )
-        for part in to
-    ]
+    return [run if part == run.range else _part(run, part) for part in to]
+
+
+def _part(run: ObservedRun, part: Range) -> ObservedRun:
+    start, end = part.offset - run.range.offset, part.end - run.range.offset
+    return ObservedRun(part, run.verdict, {name: data[start:end] for name, data in run.versions.items()})
 
 
 def findings_of(run: ObservedRun, plan: ScrubPlan, *, source: Source = Source.SCRUB) -> list[Finding]:
