@@ -58,8 +58,7 @@ class Scrub:
             self._scan_segment()
         if reason := self._look_at_busy_again():
             return reason
-        self._prove_the_rest()
-        return None
+        return self._prove_the_rest()
 
     def _pause(self) -> StopReason | None:
         self._supervisor.suspend_if_requested()
@@ -170,14 +169,18 @@ class Scrub:
         self._journal.conclude(list(done.items()), others, checkpoint)
         self._checkpoint = checkpoint
 
-    def _prove_the_rest(self) -> None:
+    def _prove_the_rest(self) -> StopReason | None:
         """Repairs that guests' writes kept us from verifying. What is written throughout even now was overwritten, so
         the damage is gone; but nobody has seen the copies equal, and so it does not count as repaired."""
-        if self._unproven:
-            done = self._repairer.repair(self._unproven, just_confirmed=False)
+        if not self._unproven:
+            return None
+        done = self._repairer.repair(self._unproven, just_confirmed=False)
+        reason = self._supervisor.stop_requested()
+        if reason is None:
             done |= {i: f.settled(Action.LEFT) for i, f in self._unproven.items() if i not in done}
-            self._journal.conclude(list(done.items()), [], self._checkpoint)
-            self._unproven = {}
+        self._journal.conclude(list(done.items()), [], self._checkpoint)
+        self._unproven = {i: f for i, f in self._unproven.items() if i not in done}
+        return reason if self._unproven else None
 
     def _look_at_busy_again(self) -> StopReason | None:
         """What guests wrote again and again: confirm, at last read it once through the fence and confirm once more.
@@ -195,6 +198,9 @@ class Scrub:
                 last = attempt == self._plan.tuning.final_busy_rounds - 1
                 if last and self._plan.repair and not self._plan.stale:
                     for piece in split(busy, self._plan.tuning.heal_bytes[0]):
+                        # The batch is still on record as busy: a resumed run begins it again.
+                        if reason := self._pause():
+                            return reason
                         self._fence.heal(piece)
                 again = self._confirmer.confirm(busy)
                 findings += self._new_findings(again.damaged)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qorumctl.core.findings import Action, Finding
-from qorumctl.core.ranges import Range, RangeSet, split
+from qorumctl.core.ranges import Range, RangeSet, coalesce, split
 from qorumctl.core.vote import NoMajority, Outvoted
 from qorumctl.scrub.confirm import Confirmer, Round
 from qorumctl.scrub.plan import ScrubPlan
@@ -23,7 +23,11 @@ from qorumctl.scrub.ports import Fence, Supervisor
 
 @dataclass(slots=True)
 class _Patient:
+    """`unproven`: what has not been seen equal yet. Only that is looked at again: where guests write all over a large
+    finding, each look proves more of it, while all of it is never quiet at once."""
+
     finding: Finding
+    unproven: list[Range]
     heals: int = 0
     to_heal: list[Range] = field(default_factory=list)
 
@@ -37,21 +41,25 @@ class Repairer:
 
     def repair(self, findings: Mapping[int, Finding], *, just_confirmed: bool) -> dict[int, Finding]:
         """Heals and verifies. Returns by id, in their final form, the findings that were brought to an end; the others
-        lie where guests kept writing.
+        lie where guests kept writing, or were not come to before somebody asked to stop.
 
         `just_confirmed`: a vote of this moment stands behind the findings; else each is voted on before it is healed.
         """
-        patients = {i: _Patient(f, to_heal=[f.range] if just_confirmed else []) for i, f in findings.items()}
+        patients = {i: _Patient(f, [f.range], to_heal=[f.range] if just_confirmed else []) for i, f in findings.items()}
         done: dict[int, Finding] = {}
         for _ in range(self._plan.tuning.repair_rounds):
-            if not patients:
+            if self._supervisor.stop_requested() is not None:
                 break
             healed = [self._heal(patient) for patient in patients.values()]
+            # Told to stop among the heals: what was healed is still looked at, the rest stays pending on record.
+            attended = {i: patient for i, patient in patients.items() if not patient.to_heal}
+            if not attended:
+                break
             if any(healed):
                 self._confirmer.flush()
-            looked_at = self._confirmer.confirm([p.finding.range for p in patients.values()])
+            looked_at = self._confirmer.confirm([r for patient in attended.values() for r in patient.unproven])
             wrong, hopeless, unknown = _sort_out(looked_at)
-            for i, patient in list(patients.items()):
+            for i, patient in attended.items():
                 action = self._judge(patient, wrong, hopeless, unknown)
                 if action is not None:
                     done[i] = patient.finding.settled(action)
@@ -59,10 +67,14 @@ class Repairer:
         return done
 
     def _heal(self, patient: _Patient) -> bool:
+        """False: nothing was healed. Asked to stop, it leaves in `to_heal` all that it was to heal: a heal can take its
+        whole deadline, and there are thousands."""
         if not patient.to_heal:
             return False
         for piece in split(patient.to_heal, self._plan.tuning.heal_bytes[patient.heals]):
             self._supervisor.suspend_if_requested()
+            if self._supervisor.stop_requested() is not None:
+                return False
             self._fence.heal(piece)
         patient.heals += 1
         patient.to_heal = []
@@ -70,14 +82,16 @@ class Repairer:
 
     def _judge(self, patient: _Patient, wrong: RangeSet, hopeless: RangeSet, unknown: RangeSet) -> Action | None:
         """The finding's end, or None when it has to be looked at again."""
-        at = patient.finding.range
-        if hopeless.touches(at):
+        at = patient.unproven
+        if any(hopeless.touches(r) for r in at):
             return Action.LEFT if patient.heals == 0 else Action.FAILED
+        still_wrong = [part for r in at for part in wrong.parts_of(r)]
         if patient.heals < len(self._plan.tuning.heal_bytes):
-            patient.to_heal = list(wrong.parts_of(at))
-        elif wrong.touches(at):
+            patient.to_heal = still_wrong
+        elif still_wrong:
             return Action.FAILED
-        return None if patient.to_heal or unknown.touches(at) else Action.REPAIRED
+        patient.unproven = coalesce([*still_wrong, *(part for r in at for part in unknown.parts_of(r))])
+        return None if patient.unproven else Action.REPAIRED
 
 
 def _sort_out(looked_at: Round) -> tuple[RangeSet, RangeSet, RangeSet]:

@@ -1,0 +1,93 @@
+"""Repair: what is healed, what is looked at again, and when it stops."""
+
+from __future__ import annotations
+
+from qorumctl.copies.memory import MemoryCopy
+from qorumctl.core.findings import Action, Finding
+from qorumctl.core.ranges import Range
+from qorumctl.scrub.confirm import Confirmer
+from qorumctl.scrub.evidence import findings_of
+from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import StopReason, Watch
+from qorumctl.scrub.repair import Repairer
+from tests.scrub.world import Steered, VotingFence, plan_of, sectors
+
+
+class Bench:
+    """Copies by their letters, and what a confirmation found in them."""
+
+    def __init__(self, *letters: str) -> None:
+        self.copies = [MemoryCopy.from_letters(name, row) for name, row in zip("abc", letters, strict=True)]
+        self.plan: ScrubPlan = plan_of(self.copies[0].size_bytes)
+        self.fence = VotingFence(self.copies)
+        self.supervisor = Steered()
+        self.confirmer = Confirmer(self.copies, self.fence, self.plan, self.supervisor)
+        self.repairer = Repairer(self.confirmer, self.fence, self.plan, self.supervisor)
+
+    def findings(self) -> dict[int, Finding]:
+        looked_at = self.confirmer.confirm([Range(0, self.plan.size_bytes)])
+        found = [finding for run in looked_at.damaged for finding in findings_of(run, self.plan)]
+        return dict(enumerate(found))
+
+
+def actions(done: dict[int, Finding]) -> list[Action]:
+    return [done[i].action for i in sorted(done)]
+
+
+def test_what_is_outvoted_is_healed_and_seen_to_be_equal() -> None:
+    bench = Bench("AAAA", "AXAA", "AAAY")
+    assert actions(bench.repairer.repair(bench.findings(), just_confirmed=True)) == [Action.REPAIRED, Action.REPAIRED]
+    assert bench.fence.healed == [sectors(1), sectors(3)]
+    assert [copy.letters for copy in bench.copies] == ["AAAA"] * 3
+
+
+def test_each_look_proves_a_part_of_what_guests_write_all_over() -> None:
+    """Never is all of the finding quiet at once; each half of it is, once."""
+    bench = Bench("AAAA", "XXXX", "AAAA")
+    findings = bench.findings()
+
+    class Restless(VotingFence):
+        """At each look a write to another half is on one copy, and not yet on the others."""
+
+        look = 0
+
+        def open_watch(self, *, drain: bool) -> Watch:
+            half = sectors(0, 2) if self.look % 2 == 0 else sectors(2, 2)
+            for copy in bench.copies:
+                copy.write(0, b"A" * copy.size_bytes)
+            bench.copies[0].write(half.offset, b"W" * half.length)
+            self.written_next = [[half]]
+            self.look += 1
+            return super().open_watch(drain=drain)
+
+    fence = Restless(bench.copies)
+    confirmer = Confirmer(bench.copies, fence, bench.plan, bench.supervisor)
+    done = Repairer(confirmer, fence, bench.plan, bench.supervisor).repair(findings, just_confirmed=True)
+    assert actions(done) == [Action.REPAIRED]
+    assert fence.look == 2
+
+
+def test_told_to_stop_it_heals_nothing_more_and_leaves_the_rest_pending() -> None:
+    """A heal among writers can take its whole deadline, and a batch has thousands."""
+    bench = Bench("AAAAAA", "AXAXAX", "AAAAAA")
+    findings = bench.findings()
+
+    def stop(_: Range) -> None:
+        bench.supervisor.stop = StopReason.INTERRUPTED
+
+    bench.fence.on_heal = stop
+    done = bench.repairer.repair(findings, just_confirmed=True)
+    assert bench.fence.healed == [sectors(1)]
+    assert {i: f.action for i, f in done.items()} == {0: Action.REPAIRED}
+
+
+def test_told_to_stop_within_a_finding_it_judges_nothing_of_it() -> None:
+    bench = Bench("A" * 256, "X" * 256, "A" * 256)
+    findings = bench.findings()
+
+    def stop(_: Range) -> None:
+        bench.supervisor.stop = StopReason.INTERRUPTED
+
+    bench.fence.on_heal = stop
+    assert bench.repairer.repair(findings, just_confirmed=True) == {}
+    assert bench.fence.healed == [sectors(0, 128)]
