@@ -27,11 +27,12 @@ def examine(at: Range, observations: Mapping[str, Observation], plan: ScrubPlan)
     """Votes on what was read of `at`; the runs that are not unanimous, with absolute ranges."""
     found = []
     for run in vote(observations, plan.threshold, stale=plan.stale):
-        versions = {
-            name: bytes(o.data[run.range.offset : run.range.end])
-            for name, o in observations.items()
-            if name not in run.verdict.unreadable
-        }
+        versions: dict[str, bytes] = {}
+        for name, observation in observations.items():
+            if name not in run.verdict.unreadable:
+                data = bytes(observation.data[run.range.offset : run.range.end])
+                # Copies that agree share one object: a batch is held in memory until it is confirmed.
+                versions[name] = next((known for known in versions.values() if known == data), data)
         found.append(ObservedRun(run.range.shifted(at.offset), run.verdict, versions))
     return found
 
