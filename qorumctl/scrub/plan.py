@@ -18,7 +18,7 @@ class Tuning:
     """Scanned between two checkpoints: at 1 GB/s one fsync of the state database in a quarter of a second."""
     segment_s: float = 2.0
     """... or as much as a slow or rate-limited set yields in this time: what a crash costs to repeat."""
-    confirm_bytes: int = 8 * MIB
+    confirm_bytes: int = 4 * MIB
     """Suspect bytes that end a segment early, per copy: they are held in memory until they are confirmed."""
     confirm_ranges: int = 2048
     """Suspect ranges that end a segment early: the longer a confirmation reads, the more of it guests write again."""
