@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 
 from qorumctl.core.findings import Action, FindingVerdict
-from qorumctl.core.ranges import Range, coalesce, subtract, total_bytes
+from qorumctl.core.ranges import Range, RangeSet, coalesce, total_bytes
 from qorumctl.model.report import (
     DiagnosisDocument,
     FindingDocument,
@@ -145,45 +145,50 @@ def open_findings(database: Database) -> Iterator[FindingDocument]:
 
     A pending one counts: a repair that was begun and never verified proves nothing.
     """
-    for run, seen in _runs_not_outdated(database):
+    for run, later in _runs_not_outdated(database):
         for found in findings(database, run.id, only_open=True):
-            if subtract([Range(found.offset, found.length)], seen):
+            if any(later.since(found.confirmed).rest_of(Range(found.offset, found.length))):
                 yield found
 
 
-def open_counts(database: Database) -> dict[FindingVerdict, int]:
-    """How many findings `open_findings` would yield, by verdict. The newest run's are counted from an index."""
-    counts: Counter[FindingVerdict] = Counter()
-    for run, seen in _runs_not_outdated(database):
-        for row in database.rows(
-            f"SELECT verdict, count(*) AS n FROM findings WHERE run = ? AND action IN {_OPEN} GROUP BY verdict",  # noqa: S608
-            (run.id,),
-        ):
-            counts[FindingVerdict(row["verdict"])] += row["n"]
-        for part in seen:
-            counts.subtract(_hidden(database, run.id, part))
-    return {verdict: n for verdict, n in counts.items() if n}
+class _Looks:
+    """What runs have looked at. A paused run can be resumed after a newer one has ended, so their order says nothing;
+    but whatever a run looked at, it looked at after it began."""
+
+    def __init__(self) -> None:
+        self._looks: list[tuple[str, list[Range]]] = []
+        self._known: dict[int, RangeSet] = {}
+
+    def add(self, run: RunRecord) -> None:
+        self._looks.append((run.started, run.looked_at()))
+        self._looks.sort(key=lambda look: look[0], reverse=True)
+        self._known.clear()
+
+    def since(self, time: str) -> RangeSet:
+        """What was certainly looked at after `time`."""
+        count = sum(started > time for started, _ in self._looks)
+        if count not in self._known:
+            self._known[count] = RangeSet(part for _, parts in self._looks[:count] for part in parts)
+        return self._known[count]
+
+    def complete_since(self, size_bytes: int) -> str | None:
+        """A time after which everything was looked at again; None where something was not."""
+        if not self._looks or any(self.since("").rest_of(Range(0, size_bytes))):
+            return None
+        return self._looks[-1][0]
 
 
-def _hidden(database: Database, run_id: int, part: Range) -> Counter[FindingVerdict]:
-    """Open findings of a run that lie wholly in `part`, one of the ranges that later runs have looked at. These neither
-    overlap nor touch, so a finding that they hide lies in one of them."""
-    rows = database.rows(
-        f"SELECT verdict, count(*) AS n FROM findings WHERE run = ? AND action IN {_OPEN}"  # noqa: S608
-        " AND start >= ? AND start + length <= ? GROUP BY verdict",
-        (run_id, part.offset, part.end),
-    )
-    return Counter({FindingVerdict(row["verdict"]): row["n"] for row in rows})
-
-
-def _runs_not_outdated(database: Database) -> Iterator[tuple[RunRecord, list[Range]]]:
-    """(run, what later runs have looked at), newest first, until everything has been looked at."""
-    seen: list[Range] = []
-    last_id = _LARGEST_ID
-    while row := database.row("SELECT * FROM runs WHERE id < ? ORDER BY id DESC LIMIT 1", (last_id,)):
+def _runs_not_outdated(database: Database) -> Iterator[tuple[RunRecord, _Looks]]:
+    """(run, what newer runs have looked at), newest first; without the runs that had ended before a time after which
+    everything was looked at again."""
+    later = _Looks()
+    last_id, not_before = _LARGEST_ID, ""
+    while row := database.row(
+        "SELECT * FROM runs WHERE id < ? AND (finished IS NULL OR finished >= ?) ORDER BY id DESC LIMIT 1",
+        (last_id, not_before),
+    ):
         run = run_from_row(row)
-        yield run, seen
-        seen = coalesce([*seen, *run.looked_at()])
-        if not subtract([Range(0, run.size_bytes)], seen):
-            return
+        yield run, later
+        later.add(run)
+        not_before = later.complete_since(run.size_bytes) or ""
         last_id = run.id

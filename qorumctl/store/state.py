@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qorumctl.core.findings import Cause, Finding, FindingVerdict
+from qorumctl.core.findings import Cause, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
@@ -247,10 +247,6 @@ class Store:
     def open_findings(self) -> Iterator[FindingDocument]:
         """Damage that nobody has repaired and no later run has looked at again."""
         return reports.open_findings(self._database)
-
-    def open_counts(self) -> dict[FindingVerdict, int]:
-        """How many of them there are, by verdict, without reading them: for `status`."""
-        return reports.open_counts(self._database)
 
     # Events and marks.
 

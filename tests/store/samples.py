@@ -22,7 +22,7 @@ def outvoted(
         versions=(Version("d" * 64, ("b", "c"), b"good"), Version("e" * 64, tuple(copies), b"bad")),
         action=action,
         diagnosis=Diagnosis(Kind.BIT_FLIPS, flipped_bits=3),
-        confirmed_at="2026-11-23T06:00:00Z",
+        confirmed_at="2000-01-01T00:00:00.000Z",
         source=Source.SCRUB,
         cause=cause,
     )

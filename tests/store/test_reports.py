@@ -2,13 +2,15 @@
 
 import os
 import resource
-from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from qorumctl.core.findings import Action, Cause, Checkpoint, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.store import Store
+from qorumctl.store.records import now
+from tests.live import wait_for
 from tests.store.samples import SIZE, S, no_majority, outvoted, unreadable
 
 SECTORS = SIZE // S
@@ -63,9 +65,7 @@ def test_copies_are_counted_over_all_runs(store: Store) -> None:
 
 class TestOpenFindings:
     def sectors(self, store: Store) -> list[int]:
-        found = list(store.open_findings())
-        assert store.open_counts() == Counter(f.verdict for f in found)
-        return [f.offset // S for f in found]
+        return [f.offset // S for f in store.open_findings()]
 
     def test_what_was_repaired_is_not_open(self, store: Store) -> None:
         scrub(store, outvoted(1, Action.REPAIRED), outvoted(2, Action.LEFT), outvoted(3, Action.FAILED), no_majority(4))
@@ -103,6 +103,21 @@ class TestOpenFindings:
         scrub(store, within=Range(0, 4 * S))
         assert self.sectors(store) == [2]
         scrub(store, within=Range(4 * S, 4 * S))
+        assert self.sectors(store) == []
+
+    @pytest.mark.parametrize("newer", [None, Range(4 * S, S)])
+    def test_what_a_resumed_run_finds_is_not_settled_by_a_newer_one_that_ended_before(
+        self, store: Store, newer: Range | None
+    ) -> None:
+        paused = scrub(store, within=Range(0, 8 * S), cursor=2 * S, end="suspend")
+        scrub(store, within=newer)
+        store.reopen_run(paused, os.getpid())
+        found = replace(no_majority(4), confirmed_at=now())
+        store.journal(paused).conclude([], [found], Checkpoint(8 * S))
+        store.finish_run(paused)
+        assert self.sectors(store) == [4]
+        wait_for(lambda: now() > found.confirmed_at, "the next millisecond")
+        scrub(store)
         assert self.sectors(store) == []
 
     def test_a_repair_that_nobody_verified_is_open(self, store: Store) -> None:
