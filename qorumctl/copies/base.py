@@ -48,8 +48,10 @@ class CopyReader(Protocol):
         Leaving the context early stops reading ahead and waits for what was asked for.
         """
 
-    def observe(self, at: Range) -> Observation:
-        """One precise read. Where it fails it is halved down to the sectors that cannot be read."""
+    def observe(self, at: Range, *, between_reads: Callable[[], None] = ...) -> Observation:
+        """One precise read. Where it fails it is halved down to the sectors that cannot be read, which can take hours
+        on a disk that takes its time over each: `between_reads` is called after each failure, with nothing
+        outstanding, and what it raises ends the reading."""
 
     def zero_ranges(self, within: Range) -> list[Range]:
         """The parts of `within` that read as zero by block status, without reading them."""
@@ -61,12 +63,19 @@ class CopyReader(Protocol):
         """Drops the connection, whatever is under way on it. Idempotent."""
 
 
-def observe_by_halving(read: Callable[[Range], bytes | bytearray | None], at: Range) -> Observation:
+def carry_on() -> None:
+    """Nobody asks to stop between reads."""
+
+
+def observe_by_halving(
+    read: Callable[[Range], bytes | bytearray | None], at: Range, between_reads: Callable[[], None] = carry_on
+) -> Observation:
     """One precise read by means of `read`, which gives exactly the bytes asked for, or None for an I/O error.
 
     What fails is halved, at sectors counted from the range's start, down to single sectors: one bad sector costs two
     reads for each halving, and a range of which nothing can be read two reads for each of its sectors. A request that
-    fails whole but not in its parts (a transient error) leaves nothing unreadable. What `read` raises passes through.
+    fails whole but not in its parts (a transient error) leaves nothing unreadable. `between_reads` is called after each
+    failure; what it and `read` raise passes through.
     """
     data = bytearray()
     unreadable: list[Range] = []
@@ -78,7 +87,9 @@ def observe_by_halving(read: Callable[[Range], bytes | bytearray | None], at: Ra
             if len(answer) != part.length:
                 raise ValueError(f"asked for {part.length} bytes at {part.offset}, got {len(answer)}")
             data += answer
-        elif part.length <= SECTOR_BYTES:
+            continue
+        between_reads()
+        if part.length <= SECTOR_BYTES:
             data += bytes(part.length)
             unreadable.append(part.shifted(-at.offset))
         else:

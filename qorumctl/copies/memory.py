@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from qorumctl.copies.base import CHUNK_BYTES, Chunk, observe_by_halving
+from qorumctl.copies.base import CHUNK_BYTES, Chunk, carry_on, observe_by_halving
 from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, intersect, split
 from qorumctl.core.vote import Observation
 from qorumctl.errors import CopyUnavailableError
@@ -102,8 +102,8 @@ class MemoryCopy:
                 self.outstanding -= 1
                 yield sent.popleft()
 
-    def observe(self, at: Range) -> Observation:
-        return observe_by_halving(self._read, at)
+    def observe(self, at: Range, *, between_reads: Callable[[], None] = carry_on) -> Observation:
+        return observe_by_halving(self._read, at, between_reads)
 
     def zero_ranges(self, within: Range) -> list[Range]:
         self._check_available()

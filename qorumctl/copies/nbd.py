@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
-from qorumctl.copies.base import CHUNK_BYTES, Chunk, observe_by_halving
+from qorumctl.copies.base import CHUNK_BYTES, Chunk, carry_on, observe_by_halving
 from qorumctl.copies.nbd_link import ALLOCATION, ALLOCATION_ZERO, NbdLink, Ticket
 from qorumctl.core.ranges import Range, coalesce, split
 from qorumctl.core.vote import Observation
@@ -49,8 +49,8 @@ class NbdCopy:
         finally:
             pump.stop()
 
-    def observe(self, at: Range) -> Observation:
-        return observe_by_halving(self._link.read, at)
+    def observe(self, at: Range, *, between_reads: Callable[[], None] = carry_on) -> Observation:
+        return observe_by_halving(self._link.read, at, between_reads)
 
     def zero_ranges(self, within: Range) -> list[Range]:
         if self._status_link is None:

@@ -20,7 +20,7 @@ from qorumctl.core.ranges import SECTOR_BYTES, Range, RangeSet, between, interse
 from qorumctl.errors import CopyError
 from qorumctl.scrub.evidence import ObservedRun, cut, examine
 from qorumctl.scrub.plan import ScrubPlan
-from qorumctl.scrub.ports import Fence, Supervisor, Watch
+from qorumctl.scrub.ports import Fence, StopReason, Supervisor, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,14 @@ class Round:
     written_before: list[Range]
 
 
+class Stopped(Exception):
+    """Somebody asked to stop while a copy was being searched for what it can read. Never leaves the engine."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Confirmer:
     def __init__(self, readers: Sequence[CopyReader], fence: Fence, plan: ScrubPlan, supervisor: Supervisor) -> None:
         self._readers = readers
@@ -41,7 +49,8 @@ class Confirmer:
         self._supervisor = supervisor
 
     def confirm(self, suspects: Sequence[Range], *, earlier: Watch | None = None) -> Round:
-        """One round over all suspects at once. `earlier`: an open watch, frozen at the same instant as this round's."""
+        """One round over all suspects at once. `earlier`: an open watch, frozen at the same instant as this round's.
+        Raises Stopped."""
         self._supervisor.suspend_if_requested()
         self._ask_for_a_sign_of_life()
         asked = RangeSet(suspects)
@@ -88,4 +97,12 @@ class Confirmer:
 
     def _observe(self, window: Range) -> list[ObservedRun]:
         self._supervisor.suspend_if_requested()
-        return examine(window, {reader.name: reader.observe(window) for reader in self._readers}, self._plan)
+        seen = {reader.name: reader.observe(window, between_reads=self._heed) for reader in self._readers}
+        return examine(window, seen, self._plan)
+
+    def _heed(self) -> None:
+        """Between reads that fail, each of which may take seconds. Raises Stopped: what this round was for is on record
+        as pending, or is scanned again. A round whose reads succeed is brought to its end, and its findings kept."""
+        self._supervisor.suspend_if_requested()
+        if (reason := self._supervisor.stop_requested()) is not None:
+            raise Stopped(reason)

@@ -15,7 +15,7 @@ from qorumctl.core.diagnosis import Diagnosis, Kind
 from qorumctl.core.findings import Action, Checkpoint, Finding, FindingVerdict, Source
 from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subtract, total_bytes
 from qorumctl.core.vote import Outvoted
-from qorumctl.scrub.confirm import Confirmer
+from qorumctl.scrub.confirm import Confirmer, Stopped
 from qorumctl.scrub.evidence import ObservedRun, cut, findings_of
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Clock, Fence, Journal, StopReason, Supervisor, Watch
@@ -51,6 +51,12 @@ class Scrub:
 
     def run(self) -> StopReason | None:
         """None: everything was looked at. Otherwise why it stopped early; the run can be resumed."""
+        try:
+            return self._run()
+        except Stopped as stopped:
+            return stopped.reason
+
+    def _run(self) -> StopReason | None:
         self._settle_pending()
         while self._checkpoint.cursor_bytes < self._plan.within.end:
             if reason := self._pause():
@@ -142,17 +148,21 @@ class Scrub:
         rewrites nothing, a copy returned something else for a moment."""
         explained = RangeSet([*(run.range for run in damaged), *busy, *written, *self._settled])
         found = []
+        repaired_by_guests = False
         for run in segment.runs:
             if not isinstance(run.verdict, Outvoted):
                 continue
             for part in cut(run, explained.rest_of(run.range)):
                 if self._plan.rewriting:
                     found += findings_of(part, self._plan, source=Source.GUEST_READ)
+                    repaired_by_guests = True
                 else:
                     transient = Diagnosis(Kind.TRANSIENT)
                     found += [
                         replace(f, action=Action.LEFT, diagnosis=transient) for f in findings_of(part, self._plan)
                     ]
+        if repaired_by_guests:
+            self._confirmer.flush()
         return found
 
     def _conclude(self, findings: list[Finding], checkpoint: Checkpoint) -> None:

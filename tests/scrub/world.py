@@ -32,11 +32,13 @@ class VotingFence:
 
     def __init__(self, copies: Sequence[MemoryCopy]) -> None:
         self.healed: list[Range] = []
+        self.open: set[Watch] = set()
         self.written_next: list[list[Range]] = []
         self.on_heal: Callable[[Range], None] = lambda at: None
         self._copies = copies
 
     def open_watch(self, *, drain: bool) -> Watch:
+        self.open.add(Watch("watch"))
         return Watch("watch")
 
     def freeze(self, watches: Sequence[Watch]) -> None:
@@ -46,7 +48,7 @@ class VotingFence:
         return intersect(self.written_next.pop(0), within) if self.written_next else []
 
     def forget(self, watches: Iterable[Watch]) -> None:
-        return
+        self.open.difference_update(watches)
 
     def heal(self, at: Range) -> bool:
         self.healed.append(at)
