@@ -162,7 +162,9 @@ def action(one: SetStatus) -> str | None:
 
 def scrub_line(one: SetStatus) -> str:
     if one.scrub is not None:
-        where = f"{percent(one.scrub.position, one.size)} of {format_size(one.size)}"
+        part = one.scrub.range
+        first, length = (part.offset, part.length) if part else (0, one.size)
+        where = f"{percent(one.scrub.position - first, length)} of {format_size(length)}"
         process = f", process {one.scrub.pid}" if one.scrub.pid is not None else ""
         return f"run {one.scrub.run} ({one.scrub.mode}) is at {where}{process}"
     return "never" if one.last_scrub is None else last_scrub(one.last_scrub)

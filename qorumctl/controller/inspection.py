@@ -28,7 +28,7 @@ from qorumctl.model.status import (
     SetState,
     SetStatus,
 )
-from qorumctl.store import RunState, SetLock
+from qorumctl.store import SetLock, range_document
 
 Counts = dict[str, tuple[int, int, int]]
 
@@ -128,8 +128,14 @@ def _history(context: SetContext) -> _History:
         history.counts = store.copy_counts()
         for run in store.runs(1):
             history.last = store.run_summary(run)
-            if run.state is RunState.RUNNING and holder is not None and holder[0] == run.pid:
-                history.scrub = RunningScrub(run=run.id, mode=run.mode, position=run.position_bytes, pid=run.pid)
+        if holder is not None and (at_work := store.running_run(holder[0])) is not None:
+            history.scrub = RunningScrub(
+                run=at_work.id,
+                mode=at_work.mode,
+                position=at_work.position_bytes,
+                range=range_document(at_work),
+                pid=at_work.pid,
+            )
         for finding in store.open_findings():
             history.open_findings += 1
             for name in finding.copies:

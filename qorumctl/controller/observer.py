@@ -13,8 +13,9 @@ __all__ = ["Observer", "ScrubControl", "ScrubPosition", "ScrubStart", "Silent", 
 
 @dataclass(frozen=True, slots=True)
 class ScrubStart:
-    """Told once per run. `resumed_at_bytes`: where an unfinished run goes on, None for a fresh one. `recovery`: the
-    set was not stopped cleanly, and is scrubbed before its volume is exported."""
+    """Told once per run. `size_bytes`: what the run looks at, a range or the disk. `resumed_at_bytes`: where in it an
+    unfinished run goes on, None for a fresh one. `recovery`: the set was not stopped cleanly, and is scrubbed before
+    its volume is exported."""
 
     set_name: str
     run: int
@@ -26,7 +27,8 @@ class ScrubStart:
 
 @dataclass(frozen=True, slots=True)
 class ScrubPosition:
-    """Told several times a second. `read_bytes`: of each copy, by this process. `findings`: on record in this run."""
+    """Told several times a second. `position_bytes`: from the beginning of what the run looks at. `read_bytes`: of each
+    copy, by this process. `findings`: on record in this run."""
 
     position_bytes: int
     size_bytes: int

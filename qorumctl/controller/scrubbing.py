@@ -78,13 +78,15 @@ def _run(
 ) -> ScrubReport:
     with context.store() as store:
         record = _record(store, job)
+        within = record.within or Range(0, record.size_bytes)
+        behind = record.checkpoint.cursor_bytes - within.offset
         observer.started(
             ScrubStart(
                 job.spec.name,
                 record.id,
                 job.mode,
-                job.spec.size,
-                record.checkpoint.cursor_bytes if record.checkpoint != Checkpoint() else None,
+                within.length,
+                behind if behind > 0 else None,
                 job.recovery,
             )
         )
@@ -97,10 +99,10 @@ def _run(
         supervisor.tell()
         if reason is None:
             store.finish_run(record.id)
+        elif reason is StopReason.CANCELLED:
+            store.abandon_run(record.id)
         else:
             store.suspend_run(record.id)
-            if reason is StopReason.CANCELLED:
-                store.abandon_run(record.id)
         return store.scrub_report(record.id)
 
 
@@ -205,7 +207,8 @@ class _Supervisor:
         self._run = record.id
         self._observer = observer
         self._control = control
-        self._progress = Progress(record.size_bytes, record.checkpoint.cursor_bytes)
+        self._within = record.within or Range(0, record.size_bytes)
+        self._progress = Progress(self._within.length, max(0, record.checkpoint.cursor_bytes - self._within.offset))
         self._read_bytes = 0
         self._asked_at_s = self._told_at_s = self._noted_at_s = 0.0
 
@@ -231,11 +234,11 @@ class _Supervisor:
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         now_s = time.monotonic()
         self._read_bytes += read_bytes
-        self._progress.advance(max(position_bytes, self._progress.position_bytes), now_s)
+        self._progress.advance(max(position_bytes - self._within.offset, self._progress.position_bytes), now_s)
         if now_s - self._noted_at_s >= _NOTE_EVERY_S:
             self._noted_at_s = now_s
-            self._store.note_position(self._run, self._progress.position_bytes)
-        if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == self._progress.size_bytes:
+            self._store.note_position(self._run, self._within.offset + self._progress.position_bytes)
+        if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == self._within.end:
             self._told_at_s = now_s
             self.tell()
 

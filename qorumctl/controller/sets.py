@@ -60,8 +60,12 @@ class QuorumSets:
     ) -> Result:
         """Makes images, or adopts equal ones (`observer` follows the comparison), and writes the definition."""
         context = self._context(name)
-        with context.lock("create"):
-            return await creation.create(context, sources, options, observer or Silent(), control or ScrubControl())
+        with context.lock("create") as lock:
+            try:
+                return await creation.create(context, sources, options, observer or Silent(), control or ScrubControl())
+            except RefusedError:
+                lock.remove_if_alone()
+                raise
 
     async def start(
         self,
@@ -195,6 +199,8 @@ class QuorumSets:
         with context.lock("scrub"):
             running = context.pid() is not None
             spec = lifecycle.spec_in_force(context) if running else context.spec()
+            # What the daemon was built from stays in force until a restart; the rate is ours, and may be edited.
+            spec = spec.model_copy(update={"scrub": context.spec().scrub})
             _check_options(spec, options, running=running)
             mode = options.mode or spec.policy
             args = (observer or Silent(), control or ScrubControl())
@@ -246,8 +252,8 @@ class QuorumSets:
         context = self._defined(name)
         with context.store() as store:
             holder = SetLock.held_by(context.state_dir)
-            asked = store.request(what) if holder is not None else None
-            if asked is None or (holder is not None and holder[0] != asked.pid):
+            asked = store.request(what, holder[0]) if holder is not None else None
+            if asked is None:
                 if what == "cancel" and holder is None and (unfinished := store.unfinished_run()) is not None:
                     # Under the lock: a scrub that begins meanwhile would find its run taken away.
                     with context.lock("cancel"):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from qorumctl.model.report import Document, RunSummary
+from qorumctl.model.report import Document, RangeDocument, RunSummary
 from qorumctl.model.spec import SetSpec
 
 
@@ -45,7 +45,8 @@ class CopyStatus(Document):
 class RunningScrub(Document):
     run: int
     mode: Literal["report", "repair"]
-    position: int
+    position: int = Field(description="offset on the disk")
+    range: RangeDocument | None = Field(None, description="null: the whole disk")
     pid: int | None
 
 

@@ -47,6 +47,8 @@ class Repairer:
         """
         patients = {i: _Patient(f, [f.range], to_heal=[f.range] if just_confirmed else []) for i, f in findings.items()}
         done: dict[int, Finding] = {}
+        # A heal that a crash interrupted may have been carried out, and lie in a volatile cache still.
+        unflushed = not just_confirmed
         for _ in range(self._plan.tuning.repair_rounds):
             if self._supervisor.stop_requested() is not None:
                 break
@@ -55,8 +57,9 @@ class Repairer:
             attended = {i: patient for i, patient in patients.items() if not patient.to_heal}
             if not attended:
                 break
-            if any(healed):
+            if unflushed or any(healed):
                 self._confirmer.flush()
+                unflushed = False
             looked_at = self._confirmer.confirm([r for patient in attended.values() for r in patient.unproven])
             wrong, hopeless, unknown = _sort_out(looked_at)
             for i, patient in attended.items():

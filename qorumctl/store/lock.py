@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -23,8 +24,9 @@ _MOST_BYTES = 256
 class SetLock:
     """Held from `acquire` until `release`, or until the process ends in whatever way: the kernel then lets go."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd: int | None = fd
+        self._path = path
 
     @classmethod
     def acquire(cls, state_directory: Path, *, purpose: str, wait_s: float = 0.0) -> SetLock:
@@ -35,15 +37,17 @@ class SetLock:
         ensure_private(state_directory)
         path = state_directory / _NAME
         deadline_s = time.monotonic() + max(wait_s, _GRACE_S)
+        fd = _open(path)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _failed(path, error) from error
-        try:
-            while not _try(fd, fcntl.LOCK_EX):
+            while not (_try(fd, fcntl.LOCK_EX) and _is(fd, path)):
                 if time.monotonic() >= deadline_s:
                     raise _locked(state_directory.name, _holder(fd))
                 time.sleep(_POLL_S)
+                if not _is(fd, path):
+                    # Its last holder has removed it, with the set or a refused `create`: this is nobody's lock.
+                    ensure_private(state_directory)
+                    removed, fd = fd, _open(path)
+                    os.close(removed)
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {purpose}\n".encode()[:_MOST_BYTES], 0)
         except OSError as error:
@@ -52,7 +56,7 @@ class SetLock:
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd)
+        return cls(fd, path)
 
     @staticmethod
     def held_by(state_directory: Path) -> tuple[int, str] | None:
@@ -72,10 +76,18 @@ class SetLock:
             os.close(fd)
 
     def release(self) -> None:
-        """Idempotent. The file stays: removing it would let two processes hold two locks of one name."""
+        """Idempotent. The file stays."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def remove_if_alone(self) -> None:
+        """Removes the file and its directory where nothing else is in it: for a command that was refused and changed
+        nothing. Whoever waits for the lock finds that it has gone, and makes a new one."""
+        if [entry.name for entry in self._path.parent.iterdir()] == [_NAME]:
+            self._path.unlink()
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
 
     def __enter__(self) -> SetLock:
         return self
@@ -84,6 +96,23 @@ class SetLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def _is(fd: int, path: Path) -> bool:
+    """Whether the file of this name is the one that is open."""
+    ours = os.fstat(fd)
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _try(fd: int, mode: int) -> bool:

@@ -89,14 +89,14 @@ def scrub_report(database: Database, set_name: str, run: RunRecord) -> ScrubRepo
         suspects=run.checkpoint.suspects,
         busy_bytes=total_bytes(coalesce(run.checkpoint.busy)),
         resumable=run.resumable,
-        range=_range(run),
+        range=range_document(run),
         thorough=run.thorough,
         message=run.message,
         findings=list(findings(database, run.id)),
     )
 
 
-def _range(run: RunRecord) -> RangeDocument | None:
+def range_document(run: RunRecord) -> RangeDocument | None:
     return None if run.within is None else RangeDocument(offset=run.within.offset, length=run.within.length)
 
 
@@ -113,7 +113,7 @@ def run_summary(database: Database, run: RunRecord) -> RunSummary:
         skipped_bytes=run.checkpoint.skipped_bytes,
         busy_bytes=total_bytes(coalesce(run.checkpoint.busy)),
         resumable=run.resumable,
-        range=_range(run),
+        range=range_document(run),
         message=run.message,
         findings={Action(row["action"]): row["n"] for row in counts},
     )

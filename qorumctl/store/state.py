@@ -177,20 +177,25 @@ class Store:
                 (self._now(), run_id),
             )
 
-    def request(self, kind: Request) -> RunRecord | None:
-        """Asks the newest run that is at work to stop; None when there is none. `cancel` outranks `pause`.
+    def running_run(self, pid: int) -> RunRecord | None:
+        """The run that process `pid`, the holder of the set's lock, is at work on. Others that say `running` belong to
+        the dead."""
+        row = self._database.row(
+            "SELECT * FROM runs WHERE state = 'running' AND pid = ? ORDER BY id DESC LIMIT 1", (pid,)
+        )
+        return None if row is None else run_from_row(row)
 
-        Whether its process still lives is for the set's lock to tell.
-        """
-        row = self._database.row("SELECT id FROM runs WHERE state = 'running' ORDER BY id DESC LIMIT 1")
-        if row is None:
+    def request(self, kind: Request, pid: int) -> RunRecord | None:
+        """Asks the run that process `pid` is at work on to stop; None when there is none. `cancel` outranks `pause`."""
+        run = self.running_run(pid)
+        if run is None:
             return None
         with self._database.write() as connection:
             connection.execute(
                 "UPDATE runs SET request = ? WHERE id = ? AND state = 'running' AND request IS NOT 'cancel'",
-                (kind, row["id"]),
+                (kind, run.id),
             )
-        return self._existing(row["id"])
+        return self._existing(run.id)
 
     def pending_request(self, run_id: int) -> Request | None:
         run = self.run(run_id)

@@ -143,6 +143,57 @@ async def test_a_slow_write_during_the_scan_is_no_damage(live_set: LiveSets, nbd
     assert all(live.equal_to(acknowledged).values())
 
 
+async def test_slow_writes_into_damage_are_neither_lost_nor_called_failed_repairs(
+    live_set: LiveSets, nbdkit: Nbdkit
+) -> None:
+    """The guest writes into the damaged block throughout: during confirmation, heal and verification."""
+    live = live_set(size_bytes=2 * MIB)
+    await slow_copies(live, nbdkit, (0, 50, 100))
+    await live.start()
+    stop, acknowledged = threading.Event(), bytearray(live.size_bytes)
+
+    def guest_writes() -> None:
+        link, dice = live.link(), random.Random(4)
+        while not stop.is_set():
+            at = MIB + dice.randrange(4) * SECTOR
+            data = dice.randbytes(SECTOR)
+            assert link.write(at, data)
+            acknowledged[at : at + SECTOR] = data
+        link.close()
+
+    with in_background(guest_writes):
+        wait_for(lambda: any(acknowledged), "the first acknowledged write")
+        for n in range(3):
+            # Eight adjacent sectors, of which the guest writes the first four.
+            live.poke("b", MIB, random.Random(n).randbytes(8 * SECTOR))
+            report = await live.scrub()
+            assert {f.action for f in report.findings} <= {"repaired"}, report.findings
+            assert any(f.offset + f.length == MIB + 8 * SECTOR for f in report.findings)
+        stop.set()
+    await live.scrub()
+    assert all(live.equal_to(acknowledged).values())
+
+
+async def test_a_guest_that_does_not_read_its_replies_stalls_only_the_scrub(live_set: LiveSets) -> None:
+    """A drain waits for a reply that nobody takes."""
+    live = live_set(timeouts=Timeouts(drain_s=1.5, copy_s=3.0))
+    await live.create()
+    await live.start()
+    shadow = live.fill()
+    live.flip("a", 0)
+    guest = greeted(live.runtime.nbd_sock)
+    try:
+        guest.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 8 * MIB, 8 * MIB))
+        wait_for(lambda: guest.recv(1, socket.MSG_PEEK), "the beginning of the reply")
+        with pytest.raises(DaemonStalledError):
+            await live.scrub()
+        assert live.contents("a")[:SECTOR] != shadow[:SECTOR]
+    finally:
+        guest.close()
+    report = await live.scrub()
+    assert [(f.offset, f.action) for f in report.findings] == [(0, "repaired")]
+
+
 async def test_a_guest_that_stops_in_the_middle_of_a_write_stalls_only_the_scrub(live_set: LiveSets) -> None:
     """A drain waits for a half-received write. The scrub gives up at its deadline, and nothing is written."""
     live = live_set(timeouts=Timeouts(drain_s=1.5, copy_s=3.0))
@@ -163,14 +214,20 @@ async def test_a_guest_that_stops_in_the_middle_of_a_write_stalls_only_the_scrub
     assert all(live.equal_to(shadow).values())
 
 
-def half_a_write(nbd_sock: Path) -> socket.socket:
-    """A client by hand: handshake, then the header of a write and half of its data."""
+def greeted(nbd_sock: Path) -> socket.socket:
+    """A client by hand, after the handshake, with simple replies."""
     client = socket.socket(socket.AF_UNIX)
     client.connect(str(nbd_sock))
     client.recv(18, socket.MSG_WAITALL)
     # NBD_FLAG_C_FIXED_NEWSTYLE | NO_ZEROES, then NBD_OPT_EXPORT_NAME.
     client.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 6) + b"volume")
     client.recv(10, socket.MSG_WAITALL)
+    return client
+
+
+def half_a_write(nbd_sock: Path) -> socket.socket:
+    """The header of a write and half of its data."""
+    client = greeted(nbd_sock)
     client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 1, 64 << 10, 4096) + b"h" * 2048)
     return client
 

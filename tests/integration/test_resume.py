@@ -139,3 +139,53 @@ async def test_a_paused_run_can_be_cancelled(live_set: LiveSets) -> None:
     first = await paused(live, 8 * MIB)
     assert not (await live.sets.cancel(NAME)).resumable
     assert (await live.scrub()).run != first.run
+
+
+async def test_pause_reaches_the_run_at_work_and_not_the_newest(live_set: LiveSets) -> None:
+    """A run of a range died after the whole one was paused, and says that it runs to this day."""
+    live = await running(live_set)
+    first = await paused(live, 8 * MIB)
+    part = live.cli("--json", "scrub", NAME, "--range", "0:16MiB", "--rate", "4MiB")
+    wait_for(lambda: live.sets.history(NAME).runs[0].run != first.run, "the scrub of a range")
+    part.kill()
+    part.communicate()
+    whole = live.cli("--json", "scrub", NAME, "--rate", "4MiB")
+
+    async def shown() -> int | None:
+        scrub = (await live.sets.status([NAME])).sets[0].scrub
+        return scrub.run if scrub else None
+
+    while await shown() != first.run:
+        assert whole.poll() is None
+    report = await live.sets.pause(NAME)
+    assert (report.run, report.resumable) == (first.run, True)
+    whole.communicate(timeout=20)
+    assert whole.returncode == 6
+
+
+async def test_a_range_is_the_whole_of_its_progress(live_set: LiveSets) -> None:
+    live = await running(live_set)
+    told: list[tuple[str, int, int | None]] = []
+
+    class Tells:
+        def started(self, start: object) -> None:
+            told.append(("started", start.size_bytes, start.resumed_at_bytes))  # type: ignore[attr-defined]
+
+        def moved(self, position: object) -> None:
+            told.append(("moved", position.size_bytes, position.position_bytes))  # type: ignore[attr-defined]
+
+    await live.scrub(within=Range(24 * MIB, 4 * MIB), observer=Tells())
+    assert told[0] == ("started", 4 * MIB, None)
+    assert told[-1] == ("moved", 4 * MIB, 4 * MIB)
+
+
+async def test_an_edited_rate_counts_at_the_next_scrub(live_set: LiveSets) -> None:
+    live = await running(live_set)
+    definition = live.directories.definition_path(NAME)
+    definition.write_text(definition.read_text().replace("[scrub]", '[scrub]\nrate = "8MiB/s"'))
+    scrub = live.cli("--json", "scrub", NAME)
+    # At full speed 32 MiB are compared before anybody could ask for a pause.
+    wait_for(lambda: live.sets.history(NAME).runs, "the scrub")
+    assert not (await live.sets.status([NAME])).sets[0].definition_differs
+    assert (await live.sets.pause(NAME)).resumable
+    scrub.communicate(timeout=20)

@@ -201,9 +201,10 @@ async def test_what_a_guest_reads_first_is_still_on_record(live_set: LiveSets) -
     assert all(live.equal_to(shadow).values())
 
 
-async def test_qcow2_copies_are_compared_by_what_they_hold(live_set: LiveSets) -> None:
+@pytest.mark.parametrize("count", [3, 5])
+async def test_qcow2_copies_are_compared_by_what_they_hold(live_set: LiveSets, count: int) -> None:
     live = live_set(size_bytes=16 * MIB)
-    await live.create(format="qcow2")
+    await live.create(format="qcow2", count=count)
     await live.start()
     shadow = live.fill()
     marker = bytes(shadow[5 * MIB : 5 * MIB + SECTOR])

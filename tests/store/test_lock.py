@@ -119,3 +119,24 @@ def test_the_file_is_private_and_a_link_is_refused(directory: Path) -> None:
     for attempt in (lambda: SetLock.acquire(directory, purpose="x"), lambda: SetLock.held_by(directory)):
         with pytest.raises(StoreError, match="cannot be used"):
             attempt()
+
+
+def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path) -> None:
+    """Two processes must not hold two files of one name."""
+    directory = tmp_path / "web01"
+    first = SetLock.acquire(directory, purpose="create")
+    first.remove_if_alone()
+    assert not directory.exists()
+    second = SetLock.acquire(directory, purpose="create")
+    first.release()
+    with pytest.raises(LockedError):
+        SetLock.acquire(directory, purpose="scrub")
+    second.release()
+
+
+def test_a_directory_that_holds_more_than_the_lock_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "web01"
+    with SetLock.acquire(directory, purpose="create") as lock:
+        (directory / "state.db").touch()
+        lock.remove_if_alone()
+    assert (directory / "state.db").exists()

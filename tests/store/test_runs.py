@@ -10,9 +10,11 @@ from qorumctl.errors import RefusedError, StoreError
 from qorumctl.store import RunRecord, RunState, Store
 from tests.store.samples import SIZE, S, no_majority, outvoted, unreadable
 
+PID = os.getpid()
+
 
 def begin(store: Store, within: Range | None = None, *, cause: Cause | None = None) -> RunRecord:
-    return store.begin_run("repair", SIZE, within, False, cause, os.getpid())
+    return store.begin_run("repair", SIZE, within, False, cause, PID)
 
 
 def test_a_new_run_is_at_work_from_the_start_of_its_range(store: Store) -> None:
@@ -38,7 +40,7 @@ class TestResuming:
         there = Checkpoint(8192, 4096, 4096, {"a": 4096, "b": 4096}, 3, (Range(0, 512), Range(1024, 512)))
         store.journal(run.id).conclude([], [], there)
         store.note_position(run.id, 9000)
-        store.request("pause")
+        store.request("pause", PID)
         store.suspend_run(run.id)
         assert store.unfinished_run() is not None
         again = store.reopen_run(run.id, 4711)
@@ -129,25 +131,34 @@ class TestOutcome:
 
 class TestRequests:
     def test_reach_the_run_that_is_at_work(self, store: Store) -> None:
-        assert store.request("pause") is None
+        assert store.request("pause", PID) is None
         run = begin(store)
         assert store.pending_request(run.id) is None
-        asked = store.request("pause")
+        asked = store.request("pause", PID)
         assert asked is not None
         assert (asked.id, asked.request, store.pending_request(run.id)) == (run.id, "pause", "pause")
 
+    def test_reach_the_run_of_the_living_and_not_a_later_one_of_the_dead(self, store: Store) -> None:
+        first = begin(store)
+        store.suspend_run(first.id)
+        store.begin_run("report", SIZE, Range(0, S), False, None, PID + 1)
+        store.reopen_run(first.id, PID)
+        asked = store.request("pause", PID)
+        assert asked is not None
+        assert asked.id == first.id
+
     def test_cancel_outranks_pause(self, store: Store) -> None:
         run = begin(store)
-        store.request("cancel")
-        store.request("pause")
+        store.request("cancel", PID)
+        store.request("pause", PID)
         assert store.pending_request(run.id) == "cancel"
 
     def test_do_not_outlive_the_run(self, store: Store) -> None:
         run = begin(store)
-        store.request("pause")
+        store.request("pause", PID)
         store.suspend_run(run.id)
         assert store.pending_request(run.id) is None
-        assert store.request("pause") is None
+        assert store.request("pause", PID) is None
 
 
 def test_the_position_is_seen_by_others_at_once(store: Store, directory: object) -> None:
