@@ -164,10 +164,10 @@ class Store:
         self._end(run_id, RunState.FAILED, message=message)
 
     def abandon_run(self, run_id: int) -> None:
-        """Unfinished for good. Repairs that were begun and never verified count as failed. Idempotent."""
+        """Unfinished for good. Damage whose repair was not verified, or not come to, is on record as left. Idempotent."""
         with self._database.write() as connection:
             connection.execute(
-                "UPDATE findings SET action = 'failed' WHERE run = ? AND action = 'pending'"
+                "UPDATE findings SET action = 'left' WHERE run = ? AND action = 'pending'"
                 " AND run IN (SELECT id FROM runs WHERE state <> 'finished')",
                 (run_id,),
             )

@@ -14,9 +14,10 @@ import pytest
 
 from qorumctl.copies.base import CHUNK_BYTES
 from qorumctl.copies.nbd import NbdCopy
+from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.errors import CopyUnavailableError
-from tests.live import MIB, NbdServer, faulty_server
+from tests.live import MIB, NbdServer, faulty_server, wait_for
 
 Nbdkit = Callable[..., NbdServer]
 SIZE = 8 * MIB
@@ -127,6 +128,15 @@ def test_a_copy_that_falls_silent_is_named_at_the_deadline(short_dir: Path, nbdk
     with pytest.raises(CopyUnavailableError, match="Copy b"):
         read_all(reader, Range(0, SIZE))
     reader.close()
+
+
+def test_an_answer_that_waits_past_the_deadline_is_no_silence(plain: Path, content: bytes) -> None:
+    """This process was stopped, say, while the copy answered in time."""
+    link = NbdLink(plain, "", who="A test", timeout_s=5)
+    first, second = link.submit_read(Range(0, 4096)), link.submit_read(Range(4096, 4096))
+    assert link.wait(first, 5) is True
+    wait_for(lambda: link.wait(second, 0) is not None, "an answer found without waiting for one")
+    link.close()
 
 
 def test_a_copy_that_goes_away_in_a_stream_is_named(short_dir: Path, nbdkit: Nbdkit) -> None:

@@ -113,7 +113,7 @@ class TestOutcome:
             store.finish_run(run.id)
         assert store.unfinished_run() is not None
 
-    def test_an_abandoned_run_never_reads_as_clean_and_its_open_repairs_have_failed(self, store: Store) -> None:
+    def test_an_abandoned_run_never_reads_as_clean_and_its_open_repairs_are_left(self, store: Store) -> None:
         run = begin(store)
         store.journal(run.id).begin_repair([outvoted(1, Action.PENDING)])
         store.abandon_run(run.id)
@@ -121,7 +121,7 @@ class TestOutcome:
         abandoned = store.run(run.id)
         assert abandoned is not None
         assert (store.outcome_of(abandoned), abandoned.resumable) == ("unfinished", False)
-        assert [f.action for f in store.findings(run.id)] == [Action.FAILED]
+        assert [f.action for f in store.findings(run.id)] == [Action.LEFT]
 
     def test_abandoning_a_finished_run_changes_nothing(self, store: Store) -> None:
         run = store.finish_run(begin(store).id)
