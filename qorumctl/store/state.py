@@ -164,7 +164,7 @@ class Store:
         self._end(run_id, RunState.FAILED, message=message)
 
     def abandon_run(self, run_id: int) -> None:
-        """Unfinished for good. Damage whose repair was not verified, or not come to, is on record as left. Idempotent."""
+        """Unfinished for good. Damage whose repair was not verified, or not come to, counts as left. Idempotent."""
         with self._database.write() as connection:
             connection.execute(
                 "UPDATE findings SET action = 'left' WHERE run = ? AND action = 'pending'"
