@@ -367,7 +367,7 @@ class TestDirectories:
         if os.geteuid() == 0:
             os.chown(places.state, 65534, 65534)
         else:
-            monkeypatch.setattr(os, "geteuid", lambda: 65534)
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         assert "belongs to another user" in (await examined(places, short_dir))["state"].detail
 
     async def test_one_that_cannot_be_made_is_named(self, places: Directories, short_dir: Path) -> None:
