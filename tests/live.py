@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -13,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from qorumctl.controller.watcher import LOCK_NAME
 from qorumctl.daemon import process
 from qorumctl.daemon.process import RuntimePaths
 from qorumctl.model.spec import SetSpec
+from qorumctl.store import SetLock
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -30,6 +34,21 @@ def wait_for(condition: Callable[[], Any], what: str, *, deadline_s: float = DEA
             pytest.fail(f"{what}: not within {deadline_s:g} s")
         time.sleep(0.005)
     return value
+
+
+def end_watcher(state_directory: Path) -> None:
+    """The one that `start` began for the set whose state is there, if it lives."""
+    for _ in range(2):
+        # A second one may have waited for the end of the first.
+        holder = SetLock.held_by(state_directory, file_name=LOCK_NAME)
+        if holder is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder[0], signal.SIGKILL)
+        wait_for(
+            lambda pid=holder[0]: (SetLock.held_by(state_directory, file_name=LOCK_NAME) or (0, ""))[0] != pid,
+            "the end of the watcher",
+        )
 
 
 class Daemons:
@@ -94,11 +113,17 @@ def faulty_server(
     nbdkit: Callable[..., NbdServer], path: Path, bad: Sequence[tuple[int, int]], *, once: Path | None = None
 ) -> NbdServer:
     """A file whose sectors `bad` (first, last) cannot be read. `once`: only while this file exists; while one with the
-    suffix `.flush` does, flushes fail."""
-    tests = " || ".join(f"[ $4 -lt {(last + 1) * 512} -a $(($4 + $3)) -gt {first * 512} ]" for first, last in bad)
+    suffix `.flush` does, flushes fail, and with `.write` writes."""
+    tests = (
+        "false"
+        if not bad
+        else " || ".join(f"[ $4 -lt {(last + 1) * 512} -a $(($4 + $3)) -gt {first * 512} ]" for first, last in bad)
+    )
     condition = f"({tests})" if once is None else f"[ -e {once} ] && ({tests})"
     read = f"if {condition}; then echo EIO bad sector >&2; exit 1; fi; tail -c +$(($4 + 1)) {path} | head -c $3"
     write = f"dd of={path} bs=64k conv=notrunc oflag=seek_bytes seek=$4 status=none"
+    if once is not None:
+        write = f"[ ! -e {once}.write ] || {{ echo EIO no write >&2; exit 1; }}; {write}"
     size = f"get_size=echo {path.stat().st_size}"
     flush = "exit 0" if once is None else f"[ ! -e {once}.flush ] || {{ echo EIO no flush >&2; exit 1; }}"
     writable = ("can_write=exit 0", f"pwrite={write}", "can_flush=exit 0", f"flush={flush}")

@@ -155,6 +155,8 @@ def action(one: SetStatus) -> str | None:
                 f"See 'qorumctl report {one.set}'. Nothing is repaired with policy report: set policy = \"repair\" in"
                 f" the definition, run 'qorumctl restart {one.set}', then 'qorumctl scrub {one.set}'."
             )
+        case SetState.DEGRADED if one.watched is False:
+            return f"Run 'qorumctl start {one.set}', which starts the watcher, then 'qorumctl scrub {one.set}'."
         case SetState.DEGRADED:
             return f"Run 'qorumctl scrub {one.set}': it compares every copy and brings it up to date."
     return None

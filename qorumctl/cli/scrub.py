@@ -38,6 +38,10 @@ def scrub(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming an unfinished run.")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="Read also what every copy reports as zero.")] = False,
     transport: Annotated[Transport, typer.Option("--transport", help="How the copies are read.")] = "auto",
+    count_suspects: Annotated[
+        bool,
+        typer.Option("--count-suspects", help="Let copies vote that have missed writes: where nothing else wins."),
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -49,7 +53,7 @@ def scrub(
     5 ranges without a majority; 6 unfinished (paused, cancelled, SIGTERM); 130 Ctrl-C, the run can be resumed.
     """
     outlet = outlet_of(ctx, as_json, verbose)
-    options = _options(report_only, repair, within, rate, fresh, thorough, transport)
+    options = _options(report_only, repair, within, rate, fresh, thorough, transport, count_suspects)
     if bool(names) == every:
         raise UsageError(
             "Both sets and --all are given." if every else "No set is named.",
@@ -68,6 +72,7 @@ def _options(
     fresh: bool,
     thorough: bool,
     transport: Transport,
+    count_suspects: bool,
 ) -> ScrubOptions:
     from qorumctl.controller.options import ScrubOptions
 
@@ -84,6 +89,7 @@ def _options(
         fresh=fresh,
         thorough=thorough,
         transport=transport,
+        count_suspects=count_suspects,
     )
 
 

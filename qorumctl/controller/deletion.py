@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qorumctl import identity, image_use
-from qorumctl.controller import interrupted
+from qorumctl.controller import interrupted, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.lifecycle import end_leftover
 from qorumctl.controller.vetting import foreign
@@ -28,6 +28,7 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
         raise RefusedError(
             f"{spec.name} is running.", remedy=f"Run 'qorumctl stop {spec.name}' first.", set_name=spec.name
         )
+    await watcher.end(context, by_hand_too=True)
     await end_leftover(context)
     sidecars, warnings = _own_sidecars(spec)
     _refuse_foreign_host(spec, sidecars)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from qorumctl.controller import watcher
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.lifecycle import definition_differs
@@ -29,7 +30,9 @@ from qorumctl.model.status import (
     SetStatus,
 )
 from qorumctl.store import SetLock, range_document
+from qorumctl.store.suspicions import Suspicion
 
+_MAY_HAVE = "may have missed a write"
 Counts = dict[str, tuple[int, int, int]]
 
 
@@ -39,6 +42,8 @@ class _History:
 
     running_spec: SetSpec | None = None
     uncompared: bool = False
+    suspicions: list[Suspicion] = field(default_factory=list)
+    watched: bool | None = None
     scrub: RunningScrub | None = None
     last: RunSummary | None = None
     counts: Counts = field(default_factory=dict)
@@ -61,7 +66,7 @@ class _Live:
 async def status(context: SetContext) -> SetStatus:
     """One set's status. Raises DefinitionError or StoreError where it cannot be told at all."""
     pid = context.pid()
-    history = _history(context)
+    history = _history(context, pid)
     spec = context.spec() if history.running_spec is None or pid is None else history.running_spec
     live = await _live(context, spec) if pid is not None else None
     copies = [_copy_status(spec, name, history, live) for name in spec.copy_names]
@@ -79,6 +84,7 @@ async def status(context: SetContext) -> SetStatus:
         if live and live.graph and live.graph.volume_exported
         else None,
         definition_differs=pid is not None and _edited(context, history.running_spec),
+        watched=history.watched if live is not None else None,
         scrub=history.scrub,
         last_scrub=history.last,
         unrepaired=history.open_findings,
@@ -117,7 +123,7 @@ def _edited(context: SetContext, running: SetSpec | None) -> bool:
         return True
 
 
-def _history(context: SetContext) -> _History:
+def _history(context: SetContext, pid: int | None) -> _History:
     history = _History()
     if not context.state_dir.is_dir():
         return history
@@ -125,6 +131,7 @@ def _history(context: SetContext) -> _History:
     with context.store(read_only=True) as store:
         history.running_spec = context.running_spec(store)
         history.uncompared = context.uncompared(store)
+        history.suspicions = store.suspicions()
         history.counts = store.copy_counts()
         for run in store.runs(1):
             history.last = store.run_summary(run)
@@ -143,6 +150,7 @@ def _history(context: SetContext) -> _History:
                     history.open_by_copy[name] = history.open_by_copy.get(name, 0) + 1
             if finding.verdict is FindingVerdict.NO_MAJORITY and len(history.without_majority) < 1:
                 history.without_majority.append(finding)
+    history.watched = None if pid is None else watcher.is_watched(context, pid)
     return history
 
 
@@ -183,10 +191,14 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
             state, note = CopyState.MISSING, "not in the quorum"
         elif ails := live.ailing.get(name):
             state, note = ails, "does not answer" if ails is CopyState.STALLED else "every read fails"
+        elif missed := next((s for s in history.suspicions if s.copy == name and s.missed), None):
+            state, note = CopyState.SUSPECT, _missed(missed)
         elif left := history.open_by_copy.get(name, 0):
             state, note = CopyState.SUSPECT, f"{left} damaged range{'s' if left > 1 else ''} not repaired"
         elif history.uncompared:
             state, note = CopyState.SUSPECT, "not compared since an unclean stop"
+        elif unwatched := next((s for s in history.suspicions if s.copy == name), None):
+            state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {_moment(unwatched)}"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
     return CopyStatus(
         name=name,
@@ -197,6 +209,15 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         repaired=repaired,
         note=note,
     )
+
+
+def _missed(known: Suspicion) -> str:
+    often = f", {known.count} reports" if known.count > 1 else ""
+    return f"has missed a write: {known.why}, first at {known.since[:19].replace('T', ' ')} UTC{often}"
+
+
+def _moment(suspicion: Suspicion) -> str:
+    return f"{suspicion.last[:19].replace('T', ' ')} UTC"
 
 
 def _judge(
@@ -223,9 +244,16 @@ def _judge(
     if history.without_majority:
         first = history.without_majority[0]
         return SetState.DAMAGED, f"No majority at offset {first.offset} ({first.length} bytes): reading there fails."
+    unwatched = next((s for s in history.suspicions if not s.missed), None)
     for copy in copies:
-        if copy.state is not CopyState.CURRENT:
+        if copy.state is not CopyState.CURRENT and not (unwatched and (copy.note or "").startswith(_MAY_HAVE)):
             return SetState.DEGRADED, f"Copy {copy.name}: {copy.note}."
+    if history.watched is False:
+        return SetState.DEGRADED, "Nobody listens for write errors now: a copy that misses a write goes unnoticed."
+    if unwatched is not None:
+        return SetState.DEGRADED, f"Any copy {_MAY_HAVE}: {unwatched.why} before {_moment(unwatched)}."
+    if history.uncompared:
+        return SetState.DEGRADED, "The set was not stopped in order, and its copies were not compared since."
     return SetState.HEALTHY, live.problem
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from qorumctl import definitions, identity
+from qorumctl.controller import suspects, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
@@ -48,7 +49,7 @@ _KILLED_S = 5.0
 async def start(context: SetContext, *, now: bool, takeover: bool, observer: Observer, control: ScrubControl) -> Result:
     """Starts and assembles the set; under its lock. A set that runs already is left as it is."""
     if await is_up(context):
-        return already_up(context)
+        return await already_up(context)
     spec = context.spec()
     who = vet(context, spec, takeover=takeover)
     group = group_of(spec)
@@ -82,19 +83,27 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
             context.note_running(store, spec)
             if recovery is not None:
                 context.note_uncompared(store, False)
+            pid = context.pid()
+        # Before guests are let in: a time in which nobody listens makes every copy suspect.
+        unheard = None if pid is None else await watcher.ensure(context, pid)
         attempt.guests_let_in = True
         await quorum.export_volume()
+    warnings = _warnings(
+        spec, recovery, skipped=unclean and now, left_host=who.foreign_host if takeover else None, unheard=unheard
+    )
     return Result(
         set=spec.name,
         command="start",
         changed=True,
-        warnings=_warnings(spec, recovery, skipped=unclean and now, left_host=who.foreign_host if takeover else None),
+        warnings=warnings,
         recovery=recovery.run if recovery else None,
     )
 
 
-def _warnings(spec: SetSpec, recovery: ScrubReport | None, *, skipped: bool, left_host: str | None) -> list[str]:
-    warnings = []
+def _warnings(
+    spec: SetSpec, recovery: ScrubReport | None, *, skipped: bool, left_host: str | None, unheard: str | None
+) -> list[str]:
+    warnings = [unheard] if unheard else []
     if skipped:
         warnings.append(
             "The set was not stopped in order and has not been compared: "
@@ -108,8 +117,11 @@ def _warnings(spec: SetSpec, recovery: ScrubReport | None, *, skipped: bool, lef
     return warnings
 
 
-def already_up(context: SetContext) -> Result:
+async def already_up(context: SetContext) -> Result:
     warnings = []
+    pid = context.pid()
+    if pid is not None and (unheard := await watcher.ensure(context, pid)):
+        warnings.append(unheard)
     with context.store(read_only=True) as store, contextlib.suppress(QorumError):
         if definition_differs(context.running_spec(store), context.spec()):
             warnings.append(f"Its definition was changed since: 'qorumctl restart {context.name}' applies that.")
@@ -219,6 +231,8 @@ async def _discard(context: SetContext, pid: int, undo: Callable[[], None] | Non
         await process.wait_gone(context.runtime, pid, deadline_s=_KILLED_S)
     process.clear_runtime(context.runtime)
     if undo is not None:
+        with contextlib.suppress(QorumError):
+            await watcher.end(context)
         undo()
 
 
@@ -264,6 +278,7 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     spec = spec_in_force(context)
     warnings: list[str] = []
     wait_s = context.timeouts.stop_s
+    watched = watcher.is_watched(context, pid)
     try:
         flushed = await _withdraw_and_flush(context, spec, force=force)
         if flushed is False:
@@ -293,23 +308,34 @@ async def stop(context: SetContext, *, force: bool) -> Result:
                 set_name=context.name,
             )
     process.clear_runtime(context.runtime)
-    warnings += _note_stopped(context, spec, clean=flushed)
+    heard = watched and await watcher.caught_up(context, pid)
+    await watcher.end(context)
+    warnings += _note_stopped(context, spec, clean=flushed, heard=heard)
     return Result(set=context.name, command="stop", changed=True, state=SetState.STOPPED, warnings=warnings)
 
 
-def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None) -> list[str]:
+def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None, heard: bool) -> list[str]:
     """The set is down whatever happens here: what cannot be noted is a warning. `clean` None: it was never assembled,
-    so what was on record of it before still holds."""
+    so what was on record of it before still holds. `heard`: whether all that the daemon told was listened to."""
+    warnings = []
     try:
         with context.store() as store:
-            uncompared = context.uncompared(store) or clean is False or (clean is None and context.died(store))
+            if clean is not None and not heard:
+                store.suspect(spec.copy_names, missed=False, why=watcher.UNHEARD)
+            stale = suspects.stale(store, spec)
+            if stale and clean:
+                names = ", ".join(sorted(stale))
+                warnings.append(f"Copy {names} has missed writes: the next start compares the copies.")
+            uncompared = (
+                context.uncompared(store) or clean is False or (clean is None and context.died(store)) or bool(stale)
+            )
             context.note_uncompared(store, uncompared)
             context.note_running(store, None)
         if clean and not uncompared:
             identity.mark_clean(spec)
     except QorumError as error:
         return [f"The set is stopped, but that could not be noted: {error.message}"]
-    return []
+    return warnings
 
 
 def _stopped_already(context: SetContext) -> Result:
@@ -345,6 +371,7 @@ async def _withdraw_and_flush(context: SetContext, spec: SetSpec, *, force: bool
             # The quorum's flush succeeds with the threshold; so each copy is asked as well.
             exports = (HEAL, *map(copy_node, state.copies))
             flushed = all([await asyncio.to_thread(_flush, context, export) for export in exports])
+        await watcher.outlast_throttle(context)
         await quorum.quit()
         return flushed
 

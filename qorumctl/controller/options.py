@@ -24,12 +24,16 @@ class Timeouts:
     status_s: float = 2.0
     """`status` says `stalled` after this long."""
     stop_s: float = 60.0
+    watcher_s: float = 10.0
+    """A new watcher listens after half a second, more on a busy machine; an old one has written down what it heard
+    in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubOptions:
     """`mode` None: what the set's policy says. `fresh`: forget an unfinished run instead of resuming it.
-    `within`: only this range, by whole sectors. `rate_bytes_per_s`: per copy; None: what the definition says."""
+    `within`: only this range, by whole sectors. `rate_bytes_per_s`: per copy; None: what the definition says.
+    `count_suspects`: copies that have missed writes vote like the others: an operator's decision."""
 
     mode: Literal["report", "repair"] | None = None
     within: Range | None = None
@@ -37,6 +41,7 @@ class ScrubOptions:
     fresh: bool = False
     thorough: bool = False
     transport: Literal["auto", "shm", "nbd"] = "auto"
+    count_suspects: bool = False
 
 
 @dataclass(frozen=True, slots=True)

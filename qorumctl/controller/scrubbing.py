@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qorumctl import definitions
+from qorumctl.controller import suspects
 from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
@@ -90,7 +91,7 @@ def _run(
                 job.recovery,
             )
         )
-        supervisor = _Supervisor(store, record, observer, control)
+        supervisor = _Supervisor(store, job, record, observer, control)
         try:
             reason = _engine(context, job, store, record, supervisor, loop)
         except QorumError as error:
@@ -99,6 +100,7 @@ def _run(
         supervisor.tell()
         if reason is None:
             store.finish_run(record.id)
+            suspects.clear_compared(store, job.spec, record.id)
         elif reason is StopReason.CANCELLED:
             store.abandon_run(record.id)
         else:
@@ -127,10 +129,14 @@ def _engine(
     try:
         for name in job.spec.copy_names:
             readers.append(NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s))
-        plan = _plan(job, store, record)
         journal = _CountingJournal(store.journal(record.id), supervisor)
         wards: Sequence[CopyReader] = readers
-        return Scrub(wards, fence, journal, supervisor, WallClock(), plan).run()
+        while True:
+            plan = supervisor.follow(_plan(job, store, record))
+            reason = Scrub(wards, fence, journal, supervisor, WallClock(), plan).run()
+            if reason is not StopReason.REPLAN:
+                return reason
+            record = store.run(record.id) or record
     finally:
         fence.close()
         hang_up()
@@ -139,7 +145,7 @@ def _engine(
 def _record(store: Store, job: ScrubJob) -> RunRecord:
     """The run to go on with: the newest unfinished one where it was asked for the same, else a new one."""
     # A run is not resumed over other images, or with another threshold, than it began with.
-    options, parameters = job.options, {"definition": definitions.digest(job.spec)}
+    options, digest = job.options, definitions.digest(job.spec)
     for unfinished in store.unfinished_runs():
         if unfinished.within != options.within:
             # A scrub of a range leaves a paused one of the whole disk alone.
@@ -149,11 +155,12 @@ def _record(store: Store, job: ScrubJob) -> RunRecord:
             and unfinished.size_bytes == job.spec.size
             and unfinished.thorough == options.thorough
             and unfinished.cause == job.cause
-            and dict(unfinished.parameters) == parameters
+            and unfinished.parameters.get("definition") == digest
         )
         if same and not options.fresh:
             return store.reopen_run(unfinished.id, os.getpid())
         store.abandon_run(unfinished.id)
+    parameters = {"definition": digest, **suspects.noted_at_begin(store)}
     return store.begin_run(
         job.mode, job.spec.size, options.within, options.thorough, job.cause, os.getpid(), parameters
     )
@@ -173,6 +180,7 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
         now=now,
         thorough=job.options.thorough,
         rate_bytes_per_s=rate,
+        stale=frozenset() if job.options.count_suspects else suspects.stale(store, job.spec),
         cause=job.cause,
         checkpoint=checkpoint,
         pending=store.pending_findings(record.id),
@@ -201,9 +209,14 @@ class _CountingJournal:
 class _Supervisor:
     """A scrub.ports.Supervisor: asks the caller's control and the store, tells the observer and the store."""
 
-    def __init__(self, store: Store, record: RunRecord, observer: Observer, control: ScrubControl) -> None:
+    def __init__(
+        self, store: Store, job: ScrubJob, record: RunRecord, observer: Observer, control: ScrubControl
+    ) -> None:
         self.findings = 0
         self._store = store
+        self._job = job
+        self._followed: ScrubPlan | None = None
+        self._outdated = False
         self._run = record.id
         self._observer = observer
         self._control = control
@@ -221,7 +234,18 @@ class _Supervisor:
                     self._control.stop(StopReason.PAUSED)
                 case "cancel":
                     self._control.stop(StopReason.CANCELLED)
-        return self._control.reason
+            self._outdated = self._outdated or self._missed_more()
+        return self._control.reason or (StopReason.REPLAN if self._outdated else None)
+
+    def follow(self, plan: ScrubPlan) -> ScrubPlan:
+        """The plan that is being carried out: it has to give way when another copy turns out to have missed writes."""
+        self._followed, self._outdated = plan, False
+        return plan
+
+    def _missed_more(self) -> bool:
+        if self._followed is None or self._job.options.count_suspects:
+            return False
+        return bool(suspects.stale(self._store, self._job.spec) - self._followed.stale)
 
     def suspend_if_requested(self) -> None:
         if self._control.suspend_requested:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from qorumctl import definitions
-from qorumctl.controller import creation, deletion, inspection, interrupted, lifecycle, scrubbing, vetting
+from qorumctl.controller import creation, deletion, inspection, interrupted, lifecycle, scrubbing, vetting, watching
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
@@ -84,7 +84,7 @@ class QuorumSets:
             # A scrub holds the lock for hours, and says nothing about whether guests are served.
             if not await lifecycle.is_up(context):
                 raise
-            result = lifecycle.already_up(context)
+            result = await lifecycle.already_up(context)
         else:
             with lock:
                 result = await lifecycle.start(
@@ -133,6 +133,10 @@ class QuorumSets:
             context.spec()
         with context.lock("delete"):
             return await deletion.delete(context, images_too=images)
+
+    async def watch(self, name: str, audience: watching.Audience, *, detached: bool = False) -> None:
+        """Listens for errors of the copies until it is cancelled or the set is deleted; over ends of the daemon."""
+        await watching.watch(self._defined(name), audience, detached=detached)
 
     # -- looking
 

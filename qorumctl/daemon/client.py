@@ -13,12 +13,23 @@ import json
 import logging
 import socket as sockets
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, StateError
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+    Runstate,
+    StateError,
+)
 
 from qorumctl.errors import CommandError, DaemonError, DaemonGoneError, DaemonStalledError
 
@@ -27,6 +38,12 @@ COMMAND_TIMEOUT_S = 60.0
 can hold a drain for as long as its server or the kernel's TCP does, and then waiting longer helps nobody."""
 _CLOSE_TIMEOUT_S = 2.0
 _BACKLOG_RETRY_S = 0.02
+
+_MOST_EVENTS = 1000
+"""Kept for a reader that is held up. QEMU throttles what we listen to to some events a second: minutes of it."""
+_LOOK_AGAIN_S = 1.0
+RawEvent = Mapping[str, Any]
+"""An event as the daemon tells it: `event`, `data`, `timestamp`."""
 
 _log = logging.getLogger("qorumctl.qmp")
 _library_log = logging.getLogger("qemu.qmp")
@@ -104,6 +121,10 @@ class Monitor:
             _log.debug("%s: %d bytes in %.1f ms", command, len(json.dumps(reply)), taken_ms)
         return reply
 
+    def listen(self, *names: str) -> EventStream:
+        """From this call on, events of these names are kept; `EventStream.read` gives them."""
+        return EventStream(self._client, names)
+
     async def close(self) -> None:
         """Idempotent; never raises. Commands in flight end with DaemonGoneError."""
         # disconnect() re-raises whatever ended the connection, and flushes, which a stalled daemon can hold up.
@@ -117,6 +138,46 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class EventStream:
+    """Events of one monitor, in order, in bounded memory. `lost`: how many were dropped because nobody read them."""
+
+    def __init__(self, client: QMPClient, names: tuple[str, ...]) -> None:
+        self.lost = 0
+        self._client = client
+        self._kept: deque[RawEvent] = deque()
+        self._arrived = asyncio.Event()
+        # A listener's own queue and history grow without bound: what it would queue is kept here, and refused there.
+        client.register_listener(EventListener(names, self._keep))
+
+    async def read(self) -> AsyncIterator[RawEvent]:
+        """Ends when the connection has ended, and everything that came before was given."""
+        while True:
+            while self._kept:
+                yield self._kept.popleft()
+            self._arrived.clear()
+            if self._client.runstate is not Runstate.RUNNING:
+                return
+            # The daemon's death wakes nobody who waits for an event.
+            waits = {
+                asyncio.ensure_future(self._arrived.wait()),
+                asyncio.ensure_future(self._client.runstate_changed()),
+            }
+            try:
+                # The deadline: a state that changes before the second of these has begun to wait is missed by it.
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED, timeout=_LOOK_AGAIN_S)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    def _keep(self, event: Message) -> bool:
+        if len(self._kept) < _MOST_EVENTS:
+            self._kept.append(dict(event))
+        else:
+            self.lost += 1
+        self._arrived.set()
+        return False
 
 
 async def _connect(path: Path) -> sockets.socket:

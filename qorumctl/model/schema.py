@@ -20,6 +20,7 @@ from qorumctl.model.status import (
     CheckReport,
     DoctorReport,
     ErrorReport,
+    EventDocument,
     ListReport,
     QmpReport,
     Result,
@@ -40,6 +41,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "attach": AttachReport,
     "qmp": QmpReport,
     "demo": DemoReport,
+    "event": EventDocument,
     "error": ErrorReport,
 }
 

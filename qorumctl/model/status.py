@@ -61,6 +61,7 @@ class SetStatus(Document):
     pid: int | None
     volume: str | None = Field(description="the NBD URI guests use, while the set runs")
     definition_differs: bool = Field(description="the definition was changed since the set was started")
+    watched: bool | None = Field(None, description="a watcher hears of write errors; null while the set does not run")
     scrub: RunningScrub | None
     last_scrub: RunSummary | None
     unrepaired: int = Field(description="findings of the newest completed look at each range that are still open")
@@ -125,6 +126,22 @@ class Result(Document):
     state: SetState | None = None
     warnings: list[str] = Field(default_factory=list)
     recovery: int | None = Field(None, description="the run that scrubbed an unclean set before its volume went up")
+
+
+class EventDocument(Document):
+    """What the daemon told of a copy, or (`UNWATCHED`) that nobody listened. One to a line of `watch --json`."""
+
+    schema_: Literal["qorum.event/1"] = Field("qorum.event/1", alias="schema")
+    set: str
+    time: str
+    kind: str = Field(description="the daemon's name of the event, or UNWATCHED")
+    copy_: str | None = Field(None, alias="copy", description="null: the set as a whole")
+    operation: str | None = Field(None, description="read, write or flush")
+    offset: int | None = Field(None, description="of the whole request, not of the damage")
+    length: int | None = None
+    error: str | None = Field(None, description="null where the copy was outvoted")
+    missed_write: bool = Field(False, description="the copy is now known to have missed a write")
+    text: str
 
 
 class AttachReport(Document):

@@ -29,13 +29,14 @@ class SetLock:
         self._path = path
 
     @classmethod
-    def acquire(cls, state_directory: Path, *, purpose: str, wait_s: float = 0.0) -> SetLock:
+    def acquire(cls, state_directory: Path, *, purpose: str, wait_s: float = 0.0, file_name: str = _NAME) -> SetLock:
         """Takes the lock of the set whose state is in `state_directory` (`.../web01`), which is made if need be.
 
-        `purpose`: the command, for whoever finds the set locked. Raises LockedError after `wait_s`, StoreError.
+        `purpose`: the command, for whoever finds the set locked. `file_name`: another lock of the same set. Raises
+        LockedError after `wait_s`, StoreError.
         """
         ensure_private(state_directory)
-        path = state_directory / _NAME
+        path = state_directory / file_name
         deadline_s = time.monotonic() + max(wait_s, _GRACE_S)
         fd = _open(path)
         try:
@@ -59,9 +60,9 @@ class SetLock:
         return cls(fd, path)
 
     @staticmethod
-    def held_by(state_directory: Path) -> tuple[int, str] | None:
+    def held_by(state_directory: Path, *, file_name: str = _NAME) -> tuple[int, str] | None:
         """(pid, purpose) of whoever holds the lock now; None when nobody does. (0, "") before the holder has signed."""
-        path = state_directory / _NAME
+        path = state_directory / file_name
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,10 @@ from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import journal, reports
+from qorumctl.store import journal, reports, suspicions
 from qorumctl.store.database import FILE_NAME, Database
 from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_row, worst
+from qorumctl.store.suspicions import Suspicion
 
 _MOST_EVENTS = 10_000
 """A copy that fails each write adds one event a second (QEMU's throttle): three hours of it, in 2 MB."""
@@ -266,6 +267,22 @@ class Store:
         """Newest first."""
         rows = self._database.rows("SELECT * FROM events ORDER BY id DESC LIMIT ?", (limit,))
         return [Event(row["id"], row["time"], row["kind"], row["copy"], row["detail"]) for row in rows]
+
+    def events_after(self, event_id: int) -> list[Event]:
+        """Oldest first, 1000 at the most."""
+        rows = self._database.rows("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT 1000", (event_id,))
+        return [Event(row["id"], row["time"], row["kind"], row["copy"], row["detail"]) for row in rows]
+
+    def suspect(self, copies: Iterable[str], *, missed: bool, why: str) -> None:
+        """Marks copies that have missed a write (`missed`), or may have. On disk when this returns."""
+        suspicions.add(self._database, copies, missed=missed, why=why, time=self._now())
+
+    def suspicions(self) -> list[Suspicion]:
+        return suspicions.all_of(self._database)
+
+    def clear_suspicions(self, serials: Mapping[str, int]) -> None:
+        """`Suspicion.key` -> serial: what was set again since stays."""
+        suspicions.clear(self._database, serials)
 
     def meta(self, key: str) -> str | None:
         row = self._database.row("SELECT value FROM meta WHERE key = ?", (key,))

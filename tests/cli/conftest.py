@@ -26,7 +26,7 @@ import pytest
 from qorumctl.cli import main as program
 from qorumctl.daemon import process
 from qorumctl.daemon.process import RuntimePaths
-from tests.live import wait_for
+from tests.live import end_watcher, wait_for
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -187,6 +187,7 @@ class Machine:
         for terminal in self._terminals:
             terminal.close()
         for directory in self.runtime.iterdir() if self.runtime.is_dir() else []:
+            end_watcher(self.directory / "s" / directory.name)
             paths = RuntimePaths(directory)
             pid = process.running_pid(paths)
             if pid is not None:

@@ -21,7 +21,7 @@ from qorumctl.daemon import process
 from qorumctl.daemon.process import RuntimePaths
 from qorumctl.model.report import ScrubReport
 from qorumctl.paths import Directories
-from tests.live import MIB, wait_for
+from tests.live import MIB, end_watcher, wait_for
 
 SECTOR = 512
 NAME = "web01"
@@ -120,7 +120,7 @@ class LiveSet:
             from qorumctl.daemon.quorum_set import QuorumSet
 
             spec = self.sets.show(NAME).definition
-            async with await Monitor.open(self.runtime.watch_sock) as monitor:
+            async with await Monitor.open(self.runtime.control_sock) as monitor:
                 state = await QuorumSet(spec, monitor).describe()
             return state.watches, state.exports
 
@@ -128,6 +128,7 @@ class LiveSet:
         return {"watches": watches, "exports": exports}
 
     def end(self) -> None:
+        end_watcher(self.directories.state_dir(NAME))
         pid = process.running_pid(self.runtime)
         if pid is not None:
             process.kill(self.runtime, pid)

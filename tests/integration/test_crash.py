@@ -172,7 +172,7 @@ def drain(live: LiveSet) -> None:
     from qorumctl.daemon.client import Monitor
 
     async def transaction() -> None:
-        async with await Monitor.open(live.runtime.watch_sock) as monitor:
+        async with await Monitor.open(live.runtime.control_sock) as monitor:
             await monitor.execute("transaction", {"actions": []}, timeout_s=5)
 
     asyncio.run(transaction())

@@ -1,0 +1,65 @@
+"""`watch`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qorumctl.cli.grammar import AsJson, SetName, Verbose
+from qorumctl.cli.outlet import Outlet, outlet_of
+from qorumctl.cli.text import printable
+
+if TYPE_CHECKING:
+    from qorumctl.controller.sets import QuorumSets
+    from qorumctl.model.status import EventDocument
+
+
+def watch(
+    ctx: typer.Context,
+    name: SetName,
+    detached: Annotated[bool, typer.Option("--detached", hidden=True)] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tell what the daemon says of the copies, as it happens.
+
+    Write errors, outvoted reads, requests without a majority. 'start' begins one in the background, which marks copies
+    that missed a write; while that runs, this one tells what it writes down. Ends with Ctrl-C or SIGTERM.
+    """
+    outlet = outlet_of(ctx, as_json, verbose)
+    from qorumctl.controller.sets import QuorumSets
+
+    asyncio.run(_watch(QuorumSets(), name, _Teller(outlet), detached))
+
+
+class _Teller:
+    """A controller.watching.Audience. Events go to standard output, a line each, also with `--json`."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def heard(self, event: EventDocument) -> None:
+        if self._outlet.as_json:
+            self._outlet.text(json.dumps(event.model_dump(mode="json", by_alias=True), ensure_ascii=False))
+        else:
+            self._outlet.text(printable(line(event)))
+
+    def note(self, text: str) -> None:
+        self._outlet.note(text)
+
+
+def line(event: EventDocument) -> str:
+    return f"{event.time} {event.text}{'; it has missed a write' if event.missed_write else ''}"
+
+
+async def _watch(sets: QuorumSets, name: str, teller: _Teller, detached: bool) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(sets.watch(name, teller, detached=detached))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,170 @@
+"""The watcher as a process: start it detached, know whether it listens, let it catch up, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import qorumctl
+from qorumctl.controller.context import SetContext
+from qorumctl.daemon.events import THROTTLE_S
+from qorumctl.errors import QorumError
+from qorumctl.store import SetLock, Store
+
+LOCK_NAME = "watch.lock"
+LOG_NAME = "watch.log"
+DETACHED = "watch --detached"
+"""What a watcher that `start` began writes into its lock: `stop` ends it. One that somebody began by hand stays."""
+UNHEARD = "nobody listened for write errors for a time"
+_LISTENING = "watch.listening"
+_POLL_S = 0.02
+_ENDS_S = 5.0
+
+
+def note_listening(store: Store, daemon_pid: int | None) -> None:
+    """By the watcher: it hears everything that this daemon tells; None: it has written all of it down, or gives up."""
+    store.set_meta(_LISTENING, None if daemon_pid is None else f"{os.getpid()} {daemon_pid}")
+
+
+def is_watched(context: SetContext, daemon_pid: int) -> bool:
+    """Whether a living watcher hears this daemon."""
+    holder = SetLock.held_by(context.state_dir, file_name=LOCK_NAME)
+    if holder is None:
+        return False
+    with context.store(read_only=True) as store:
+        return store.meta(_LISTENING) == f"{holder[0]} {daemon_pid}"
+
+
+def suspect_all(context: SetContext, store: Store, why: str) -> None:
+    """After a time unwatched any copy may have missed a write."""
+    spec = context.running_spec(store) or context.spec()
+    store.suspect(spec.copy_names, missed=False, why=why)
+
+
+async def ensure(context: SetContext, daemon_pid: int) -> str | None:
+    """Sees to it that somebody listens to the daemon. Returns a warning when that did not work: guests are served all
+    the same."""
+    ends_at_s = time.monotonic() + context.timeouts.watcher_s
+    launched: subprocess.Popen[bytes] | None = None
+    try:
+        while not is_watched(context, daemon_pid):
+            held = SetLock.held_by(context.state_dir, file_name=LOCK_NAME) is not None
+            if launched is None and not held:
+                launched = _launch(context)
+            elif launched is not None and launched.poll() not in {None, 0}:
+                return _warning(context, "it ended at once")
+            elif launched is not None and launched.poll() == 0 and not held:
+                # It met another watcher, which has ended since.
+                launched = None
+            if time.monotonic() > ends_at_s:
+                return _warning(context, f"it did not listen within {context.timeouts.watcher_s:g} s")
+            await asyncio.sleep(_POLL_S)
+    except (QorumError, OSError) as error:
+        return _warning(context, str(error).removesuffix("."))
+    return None
+
+
+def _warning(context: SetContext, why: str) -> str:
+    return (
+        f"The watcher could not be started: {why} (see {context.runtime.directory / LOG_NAME}). Until it runs, write "
+        f"errors of a copy go unnoticed: 'qorumctl start {context.name}' tries again."
+    )
+
+
+def _launch(context: SetContext) -> subprocess.Popen[bytes]:
+    """Detached: a session of its own, nothing inherited but the directories."""
+    directories = context.directories
+    environment = {
+        **os.environ,
+        "QORUM_CONFIG_DIR": str(directories.config),
+        "QORUM_STATE_DIR": str(directories.state),
+        "QORUM_RUNTIME_DIR": str(directories.runtime),
+    }
+    home = Path(qorumctl.__file__).resolve().parents[1]
+    if home.name not in {"site-packages", "dist-packages"}:
+        # A checkout that is run in place: the new process has another working directory.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
+    path = context.runtime.directory / LOG_NAME
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        launched = subprocess.Popen(
+            [sys.executable, "-m", "qorumctl.cli.main", "watch", context.name, "--detached"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            umask=0o077,
+            start_new_session=True,
+            close_fds=True,
+        )
+    finally:
+        os.close(log)
+    # A caller that lives on must reap it.
+    threading.Thread(target=launched.wait, name=f"reap-watcher-{launched.pid}", daemon=True).start()
+    return launched
+
+
+async def outlast_throttle(context: SetContext) -> None:
+    """Before the daemon is told to end: what it holds back because it has just told something of the same copy would be
+    lost with it."""
+    with contextlib.suppress(QorumError, ValueError), context.store(read_only=True) as store:
+        for event in store.events(1):
+            age = datetime.now(UTC) - datetime.fromisoformat(event.time)
+            if abs(age) < timedelta(seconds=2 * THROTTLE_S):
+                await asyncio.sleep(1.2 * THROTTLE_S)
+
+
+async def caught_up(context: SetContext, daemon_pid: int) -> bool:
+    """After the end of a daemon that was watched: whether everything it told is on record now."""
+    ends_at_s = time.monotonic() + context.timeouts.watcher_s
+    while time.monotonic() < ends_at_s:
+        with context.store(read_only=True) as store:
+            if store.meta(_LISTENING) is None:
+                return True
+        if not is_watched(context, daemon_pid):
+            # It died, or it has written the last line in between.
+            with context.store(read_only=True) as store:
+                return store.meta(_LISTENING) is None
+        await asyncio.sleep(_POLL_S)
+    return False
+
+
+async def end(context: SetContext, *, by_hand_too: bool = False) -> None:
+    """Ends the watcher that `start` began, and with `by_hand_too` any. Never raises for one that is gone."""
+    ends_at_s = time.monotonic() + _ENDS_S
+    number, told = signal.SIGTERM, 0
+    while (holder := SetLock.held_by(context.state_dir, file_name=LOCK_NAME)) is not None:
+        pid, purpose = holder
+        if pid and purpose != DETACHED and not by_hand_too:
+            return
+        if pid and pid != told:
+            _signal(context, pid, number)
+            told = pid
+        if time.monotonic() > ends_at_s:
+            if number is signal.SIGKILL:
+                return
+            number, told, ends_at_s = signal.SIGKILL, 0, time.monotonic() + _ENDS_S
+        await asyncio.sleep(_POLL_S)
+
+
+def _signal(context: SetContext, pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.pidfd_open(pid)
+        try:
+            # Asked again after opening: what the handle means can no longer change. The name in the lock can be that
+            # of an earlier holder, for as long as a new one takes to sign.
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            holder = SetLock.held_by(context.state_dir, file_name=LOCK_NAME)
+            if holder is not None and holder[0] == pid and b"watch" in arguments:
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)

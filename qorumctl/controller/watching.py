@@ -1,0 +1,193 @@
+"""`watch`: hears what the daemon says of the copies, and writes it down. A lock of its own: there is one for each set.
+
+A copy whose write or flush failed keeps its place in the quorum: QEMU acknowledged the write, because the threshold had
+it, and tells of the copy in an event, once, to whoever listens at that moment. So a time in which the volume was
+exported and nobody listened makes every copy suspect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qorumctl.controller import watcher
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.log_files import trim
+from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.events import EVENTS, CopyEvent, parse
+from qorumctl.daemon.exports import export_ids
+from qorumctl.daemon.graph import VOLUME
+from qorumctl.errors import DaemonError, LockedError, StoreError
+from qorumctl.model.status import EventDocument
+from qorumctl.store import SetLock, Store
+from qorumctl.store.records import now
+
+UNWATCHED = "UNWATCHED"
+_POLL_S = 0.25
+_RETRY_S = 2.0
+"""After a monitor that could not be had: it may be somebody else's for long."""
+_IDLE_S = 30.0
+"""A watcher that `start` began ends when there has been no daemon for so long: the next `start` begins another."""
+_TRIM_EVERY_S = 5.0
+_STORE_TRIES = 5
+
+
+class Audience(Protocol):
+    """Told of events, and of the watcher's own doings in a sentence."""
+
+    def heard(self, event: EventDocument) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Watch:
+    context: SetContext
+    audience: Audience
+    detached: bool
+
+    async def run(self) -> None:
+        """Until it is cancelled, the set is deleted, or (`detached`) there is no daemon for long."""
+        idle_since_s = time.monotonic()
+        while self.context.is_defined():
+            pid = self.context.pid()
+            if pid is not None:
+                await self._session(pid)
+                idle_since_s = time.monotonic()
+            elif self.detached and time.monotonic() - idle_since_s > _IDLE_S:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _session(self, pid: int) -> None:
+        """One daemon, from now to its end."""
+        try:
+            monitor = await Monitor.open(self.context.runtime.watch_sock, timeout_s=self.context.timeouts.monitor_s)
+        except DaemonError as error:
+            if self.context.pid() is not None:
+                self.audience.note(str(error))
+                await asyncio.sleep(_RETRY_S)
+            return
+        async with monitor:
+            stream = monitor.listen(*EVENTS)
+            try:
+                # Only now that events are kept: an export that begins later is watched from its beginning.
+                exported = VOLUME in await export_ids(monitor, timeout_s=self.context.timeouts.monitor_s)
+            except DaemonError as error:
+                self.audience.note(str(error))
+                return
+            if exported:
+                await self._unwatched(watcher.UNHEARD)
+            await self._noting(lambda store: watcher.note_listening(store, pid))
+            self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
+            trimming = asyncio.ensure_future(self._trim())
+            try:
+                lost = 0
+                async for raw in stream.read():
+                    await self._heard(parse(raw))
+                    if stream.lost > lost:
+                        lost = stream.lost
+                        await self._unwatched("events came faster than they could be written down")
+            finally:
+                trimming.cancel()
+                with self.context.store() as store:
+                    watcher.note_listening(store, None)
+            self.audience.note(f"The daemon of {self.context.name} (pid {pid}) has ended.")
+
+    async def _heard(self, event: CopyEvent) -> None:
+        document = _document(self.context.name, event)
+        # The mark first: an event without one would be a copy that missed a write and still counts.
+        if event.missed_write and event.copy is not None:
+            why = f"a {event.operation} failed ({event.error})"
+            copies = [event.copy]
+            await self._noting(lambda store: store.suspect(copies, missed=True, why=why))
+        await self._tell(document)
+
+    async def _unwatched(self, why: str) -> None:
+        await self._noting(lambda store: watcher.suspect_all(self.context, store, why))
+        await self._tell(EventDocument(set=self.context.name, time=now(), kind=UNWATCHED, text=f"the set: {why}"))
+
+    async def _tell(self, document: EventDocument) -> None:
+        detail = json.dumps(document.model_dump(mode="json", exclude={"schema_", "set", "kind", "copy_"}))
+        await self._noting(lambda store: store.add_event(document.kind, document.copy_, detail))
+        self.audience.heard(document)
+
+    async def _noting(self, write: Callable[[Store], None]) -> None:
+        """A disk that is full for a moment is no reason to stop listening. One that stays so is: the set then counts as
+        unwatched, which is the truth."""
+        for attempt in range(_STORE_TRIES):
+            try:
+                with self.context.store() as store:
+                    return write(store)
+            except StoreError as error:
+                if attempt == _STORE_TRIES - 1:
+                    raise
+                self.audience.note(str(error))
+                await asyncio.sleep(1.0)
+
+    async def _trim(self) -> None:
+        runtime = self.context.runtime
+        while True:
+            for path in (runtime.log, runtime.directory / watcher.LOG_NAME):
+                trim(path)
+            await asyncio.sleep(_TRIM_EVERY_S)
+
+
+async def watch(context: SetContext, audience: Audience, *, detached: bool) -> None:
+    """Watches; while another process does, tells what that one writes down, and takes its place when it ends.
+
+    Ends when the set is deleted. `detached`: also when another watches, or when there is no daemon for long.
+    """
+    last = _newest(context)
+    while context.is_defined():
+        last = _follow(context, audience, last)
+        try:
+            lock = SetLock.acquire(
+                context.state_dir, purpose=watcher.DETACHED if detached else "watch", file_name=watcher.LOCK_NAME
+            )
+        except LockedError:
+            if detached:
+                return
+            await asyncio.sleep(_POLL_S)
+            continue
+        with lock:
+            await _Watch(context, audience, detached).run()
+        return
+
+
+def _newest(context: SetContext) -> int:
+    with context.store() as store:
+        return max((event.id for event in store.events(1)), default=0)
+
+
+def _follow(context: SetContext, audience: Audience, last: int) -> int:
+    if not context.state_dir.is_dir():
+        return last
+    with context.store(read_only=True) as store:
+        for row in store.events_after(last):
+            try:
+                detail: dict[str, Any] = json.loads(row.detail)
+                audience.heard(EventDocument(set=context.name, kind=row.kind, copy_=row.copy, **detail))
+            except (ValueError, TypeError):
+                # Another version's.
+                audience.note(f"{row.time} {row.kind} {row.copy or ''} {row.detail}")
+            last = row.id
+    return last
+
+
+def _document(name: str, event: CopyEvent) -> EventDocument:
+    return EventDocument(
+        set=name,
+        time=event.time,
+        kind=event.kind,
+        copy_=event.copy,
+        operation=event.operation,
+        offset=event.offset,
+        length=event.length,
+        error=event.error,
+        missed_write=event.missed_write,
+        text=event.sentence,
+    )

@@ -1,0 +1,88 @@
+"""Which copies may have missed a write: durable marks in `meta`, set by whoever learns of it, cleared by a scrub.
+
+A mark has a serial number that rises whenever it is set again. A scrub notes the serials when it begins and clears only
+what still has them: what happened while it ran stays.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from qorumctl.store.database import Database
+
+_PREFIX = "suspect."
+_SERIAL = "suspect-serial"
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """`missed`: a write or a flush of this copy is known to have failed; else it may have, unseen. `since`, `last`:
+    when it was set first and last, RFC 3339. `why`: words that fit behind "copy c: "."""
+
+    copy: str
+    missed: bool
+    serial: int
+    since: str
+    last: str
+    count: int
+    why: str
+
+    @property
+    def key(self) -> str:
+        return key_of(self.copy, missed=self.missed)
+
+
+def key_of(copy: str, *, missed: bool) -> str:
+    return f"{_PREFIX}{copy}.{'missed' if missed else 'unwatched'}"
+
+
+def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, time: str) -> None:
+    """Marks each of `copies`. A mark that is there already keeps its `since`."""
+    with database.write() as connection:
+        serial = int(_value(connection, _SERIAL) or 0)
+        for copy in copies:
+            serial += 1
+            key = key_of(copy, missed=missed)
+            before = json.loads(_value(connection, key) or "{}")
+            mark = {
+                "serial": serial,
+                "since": before.get("since", time),
+                "last": time,
+                "count": before.get("count", 0) + 1,
+                "why": why,
+            }
+            _set(connection, key, json.dumps(mark))
+        _set(connection, _SERIAL, str(serial))
+
+
+def all_of(database: Database) -> list[Suspicion]:
+    """By copy; of one copy, what is known before what is only possible."""
+    rows = database.rows(
+        "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(_PREFIX), _PREFIX)
+    )
+    found = []
+    for row in rows:
+        copy, _, kind = str(row["key"]).removeprefix(_PREFIX).rpartition(".")
+        found.append(Suspicion(copy=copy, missed=kind == "missed", **json.loads(row["value"])))
+    return found
+
+
+def clear(database: Database, serials: Mapping[str, int]) -> None:
+    """Key -> serial. A mark that was set again since stays."""
+    with database.write() as connection:
+        for key, serial in serials.items():
+            connection.execute("DELETE FROM meta WHERE key = ? AND json_extract(value, '$.serial') = ?", (key, serial))
+
+
+def _value(connection: sqlite3.Connection, key: str) -> str | None:
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row["value"])
+
+
+def _set(connection: sqlite3.Connection, key: str, value: str) -> None:
+    connection.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
+    )
