@@ -198,7 +198,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         elif history.uncompared:
             state, note = CopyState.SUSPECT, "not compared since an unclean stop"
         elif unwatched := next((s for s in history.suspicions if s.copy == name), None):
-            state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {_moment(unwatched)}"
+            state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {_moment(unwatched.last)}"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
     return CopyStatus(
         name=name,
@@ -212,12 +212,12 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
 
 
 def _missed(known: Suspicion) -> str:
-    often = f", {known.count} reports" if known.count > 1 else ""
-    return f"has missed a write: {known.why}, first at {known.since[:19].replace('T', ' ')} UTC{often}"
+    often = f", {known.count} reports since" if known.count > 1 else ""
+    return f"has missed a write: {known.why}, first at {_moment(known.since)}{often}"
 
 
-def _moment(suspicion: Suspicion) -> str:
-    return f"{suspicion.last[:19].replace('T', ' ')} UTC"
+def _moment(time: str) -> str:
+    return f"{time[:19].replace('T', ' ')} UTC"
 
 
 def _judge(
@@ -244,14 +244,14 @@ def _judge(
     if history.without_majority:
         first = history.without_majority[0]
         return SetState.DAMAGED, f"No majority at offset {first.offset} ({first.length} bytes): reading there fails."
-    unwatched = next((s for s in history.suspicions if not s.missed), None)
+    may_have = [copy for copy in copies if (copy.note or "").startswith(_MAY_HAVE)]
     for copy in copies:
-        if copy.state is not CopyState.CURRENT and not (unwatched and (copy.note or "").startswith(_MAY_HAVE)):
+        if copy.state is not CopyState.CURRENT and (copy not in may_have or len(may_have) < len(copies)):
             return SetState.DEGRADED, f"Copy {copy.name}: {copy.note}."
     if history.watched is False:
         return SetState.DEGRADED, "Nobody listens for write errors now: a copy that misses a write goes unnoticed."
-    if unwatched is not None:
-        return SetState.DEGRADED, f"Any copy {_MAY_HAVE}: {unwatched.why} before {_moment(unwatched)}."
+    if may_have:
+        return SetState.DEGRADED, f"Any copy {may_have[0].note}."
     if history.uncompared:
         return SetState.DEGRADED, "The set was not stopped in order, and its copies were not compared since."
     return SetState.HEALTHY, live.problem

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from qorumctl.controller import watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.log_files import trim
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.events import EVENTS, CopyEvent, parse
+from qorumctl.daemon.events import EVENTS, THROTTLE_S, CopyEvent, parse
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.graph import VOLUME
 from qorumctl.errors import DaemonError, LockedError, StoreError
@@ -34,6 +35,8 @@ _IDLE_S = 30.0
 """A watcher that `start` began ends when there has been no daemon for so long: the next `start` begins another."""
 _TRIM_EVERY_S = 5.0
 _STORE_TRIES = 5
+_DROPS_WITHIN_S = 1.2 * THROTTLE_S
+TOO_FAST = "its reports came faster than the daemon tells them"
 
 
 class Audience(Protocol):
@@ -42,6 +45,27 @@ class Audience(Protocol):
     def heard(self, event: EventDocument) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+
+class _Pace:
+    """Notices when the daemon may have kept something to itself: two reports of one copy within its throttle's period
+    can have had others between them, a failed write among them.
+
+    A scrub's own repairs come that fast, and the copy they are about is being compared: while one holds the set's lock
+    nothing is made of it.
+    """
+
+    def __init__(self, context: SetContext) -> None:
+        self._context = context
+        self._last: dict[str, tuple[float, bool]] = {}
+
+    def may_have_dropped(self, event: CopyEvent) -> bool:
+        if event.copy is None or event.kind != "QUORUM_REPORT_BAD":
+            return False
+        now_s, busy = time.monotonic(), SetLock.held_by(self._context.state_dir) is not None
+        last_s, was_busy = self._last.get(event.copy, (-math.inf, False))
+        self._last[event.copy] = (now_s, busy)
+        return now_s - last_s < _DROPS_WITHIN_S and not busy and not was_busy
 
 
 @dataclass(slots=True)
@@ -85,9 +109,10 @@ class _Watch:
             self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
             trimming = asyncio.ensure_future(self._trim())
             try:
-                lost = 0
+                lost, pace = 0, _Pace(self.context)
                 async for raw in stream.read():
-                    await self._heard(parse(raw))
+                    event = parse(raw)
+                    await self._heard(event, dropped=pace.may_have_dropped(event))
                     if stream.lost > lost:
                         lost = stream.lost
                         await self._unwatched("events came faster than they could be written down")
@@ -97,13 +122,16 @@ class _Watch:
                     watcher.note_listening(store, None)
             self.audience.note(f"The daemon of {self.context.name} (pid {pid}) has ended.")
 
-    async def _heard(self, event: CopyEvent) -> None:
+    async def _heard(self, event: CopyEvent, *, dropped: bool) -> None:
         document = _document(self.context.name, event)
         # The mark first: an event without one would be a copy that missed a write and still counts.
         if event.missed_write and event.copy is not None:
             why = f"a {event.operation} failed ({event.error})"
             copies = [event.copy]
             await self._noting(lambda store: store.suspect(copies, missed=True, why=why))
+        elif dropped and event.copy is not None:
+            copies = [event.copy]
+            await self._noting(lambda store: store.suspect(copies, missed=False, why=TOO_FAST))
         await self._tell(document)
 
     async def _unwatched(self, why: str) -> None:

@@ -214,3 +214,46 @@ async def test_what_a_copy_missed_is_brought_up_to_date_before_guests_come_in(
     await live.start()
     assert live.contents("c")[AT : AT + 4096] == NEW
     assert (await status(live)).state == "healthy"
+
+
+async def test_reports_that_come_faster_than_they_are_told_make_their_copy_suspect(
+    live_set: LiveSets, nbdkit: Nbdkit
+) -> None:
+    from qorumctl.core.ranges import Range
+
+    live = live_set(size_bytes=SIZE)
+    await started(live, nbdkit)
+    for sector in range(4):
+        live.poke("b", sector * 65536, NEW)
+    link = live.link()
+    for sector in range(4):
+        assert link.read(Range(sector * 65536, 512)) is not None
+    link.close()
+
+    def suspect() -> bool:
+        with live.sets._context(NAME).store(read_only=True) as store:
+            return bool(store.suspicions())
+
+    wait_for(suspect, "a mark")
+    found = await status(live)
+    assert (found.state, [copy.name for copy in found.copies if copy.state == "suspect"]) == ("degraded", ["b"])
+    assert "its reports came faster than the daemon tells them" in (found.reason or "")
+    assert (await live.scrub()).outcome == "repaired"
+    assert (await status(live)).state == "healthy"
+
+
+async def test_repairs_of_a_scrub_make_nobody_suspect(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+    live = live_set(size_bytes=SIZE)
+    await started(live, nbdkit)
+    for sector in range(0, 4096, 128):
+        live.flip("b", sector * 512)
+    assert len((await live.scrub()).findings) == 32
+    write(live)
+
+    def told() -> int:
+        with live.sets._context(NAME).store(read_only=True) as store:
+            return len(store.events(10))
+
+    # The daemon holds the last of its reports back for a second.
+    wait_for(lambda: told() >= 2, "the last report")
+    assert (await status(live)).state == "healthy"
