@@ -144,9 +144,15 @@ def action(one: SetStatus) -> str | None:
         case SetState.STALLED:
             return "Guests wait. Look at the storage of the copies: one that hangs holds up all."
         case SetState.DAMAGED:
+            vote = f"'qorumctl scrub {one.set} --count-suspects'"
+            other = (
+                f" Or let the copies vote that have missed writes: {vote}."
+                if any(c.missed_writes for c in one.copies)
+                else ""
+            )
             return (
                 f"See 'qorumctl report {one.set}'. Write the ranges without a majority anew through the volume, from a"
-                f" backup; then run 'qorumctl scrub {one.set}'."
+                f" backup; then run 'qorumctl scrub {one.set}'.{other}"
             )
         case SetState.DEGRADED if states & {CopyState.MISSING, CopyState.STALLED}:
             return f"Bring the storage of the copy back, then run 'qorumctl restart {one.set}'."

@@ -207,6 +207,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         outvoted=outvoted,
         unreadable=unreadable,
         repaired=repaired,
+        missed_writes=any(s.copy == name and s.missed for s in history.suspicions),
         note=note,
     )
 
@@ -243,6 +244,12 @@ def _judge(
         return SetState.STALLED, f"Copy {names} does not answer; reads and writes of the volume wait for it."
     if history.without_majority:
         first = history.without_majority[0]
+        if missed := sorted({s.copy for s in history.suspicions if s.missed}):
+            return (
+                SetState.DAMAGED,
+                f"No majority at offset {first.offset} ({first.length} bytes), where copy {', '.join(missed)} does not "
+                "count: it has missed a write.",
+            )
         return SetState.DAMAGED, f"No majority at offset {first.offset} ({first.length} bytes): reading there fails."
     may_have = [copy for copy in copies if (copy.note or "").startswith(_MAY_HAVE)]
     for copy in copies:

@@ -30,8 +30,13 @@ _ENDS_S = 5.0
 
 
 def note_listening(store: Store, daemon_pid: int | None) -> None:
-    """By the watcher: it hears everything that this daemon tells; None: it has written all of it down, or gives up."""
+    """By the watcher: it hears everything that this daemon tells; None: it hears nobody."""
     store.set_meta(_LISTENING, None if daemon_pid is None else f"{os.getpid()} {daemon_pid}")
+
+
+def note_done(store: Store, daemon_pid: int) -> None:
+    """By the watcher: this daemon is gone, and all that it told is written down."""
+    store.set_meta(_LISTENING, f"{os.getpid()} {daemon_pid} done")
 
 
 def is_watched(context: SetContext, daemon_pid: int) -> bool:
@@ -126,16 +131,15 @@ async def outlast_throttle(context: SetContext) -> None:
 async def caught_up(context: SetContext, daemon_pid: int) -> bool:
     """After the end of a daemon that was watched: whether everything it told is on record now."""
     ends_at_s = time.monotonic() + context.timeouts.watcher_s
-    while time.monotonic() < ends_at_s:
+    while True:
+        alive = SetLock.held_by(context.state_dir, file_name=LOCK_NAME) is not None
         with context.store(read_only=True) as store:
-            if store.meta(_LISTENING) is None:
-                return True
-        if not is_watched(context, daemon_pid):
-            # It died, or it has written the last line in between.
-            with context.store(read_only=True) as store:
-                return store.meta(_LISTENING) is None
+            noted = (store.meta(_LISTENING) or "").split()
+        if noted[1:] == [str(daemon_pid), "done"]:
+            return True
+        if not alive or not noted or time.monotonic() > ends_at_s:
+            return False
         await asyncio.sleep(_POLL_S)
-    return False
 
 
 async def end(context: SetContext, *, by_hand_too: bool = False) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from qorumctl.controller import watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.log_files import trim
+from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.events import EVENTS, THROTTLE_S, CopyEvent, parse
 from qorumctl.daemon.exports import export_ids
@@ -33,6 +34,7 @@ _RETRY_S = 2.0
 """After a monitor that could not be had: it may be somebody else's for long."""
 _IDLE_S = 30.0
 """A watcher that `start` began ends when there has been no daemon for so long: the next `start` begins another."""
+_GONE_S = 5.0
 _TRIM_EVERY_S = 5.0
 _STORE_TRIES = 5
 _DROPS_WITHIN_S = 1.2 * THROTTLE_S
@@ -76,6 +78,7 @@ class _Watch:
 
     async def run(self) -> None:
         """Until it is cancelled, the set is deleted, or (`detached`) there is no daemon for long."""
+        await self._noting(lambda store: watcher.note_listening(store, None))
         idle_since_s = time.monotonic()
         while self.context.is_defined():
             pid = self.context.pid()
@@ -107,6 +110,7 @@ class _Watch:
                 await self._unwatched(watcher.UNHEARD)
             await self._noting(lambda store: watcher.note_listening(store, pid))
             self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
+            heard_all = False
             trimming = asyncio.ensure_future(self._trim())
             try:
                 lost, pace = 0, _Pace(self.context)
@@ -116,11 +120,17 @@ class _Watch:
                     if stream.lost > lost:
                         lost = stream.lost
                         await self._unwatched("events came faster than they could be written down")
+                # Its monitors are the last that it closes: a moment later it is gone. If not, we were cut off.
+                heard_all = await process.wait_gone(self.context.runtime, pid, deadline_s=_GONE_S)
             finally:
                 trimming.cancel()
                 with self.context.store() as store:
-                    watcher.note_listening(store, None)
-            self.audience.note(f"The daemon of {self.context.name} (pid {pid}) has ended.")
+                    if heard_all:
+                        watcher.note_done(store, pid)
+                    else:
+                        watcher.note_listening(store, None)
+            ended = "has ended" if heard_all else "no longer talks to us"
+            self.audience.note(f"The daemon of {self.context.name} (pid {pid}) {ended}.")
 
     async def _heard(self, event: CopyEvent, *, dropped: bool) -> None:
         document = _document(self.context.name, event)

@@ -39,6 +39,7 @@ class CopyStatus(Document):
     outvoted: int = Field(description="findings in which this copy was outvoted")
     unreadable: int = Field(description="findings in which this copy could not be read")
     repaired: int
+    missed_writes: bool = Field(False, description="a write or a flush of it failed: a scrub does not count its vote")
     note: str | None = None
 
 

@@ -79,6 +79,11 @@ async def test_two_copies_that_lost_the_same_write_do_not_outvote_the_current_on
     report = await live.scrub()
     assert live.contents("a")[AT : AT + 4096] == NEW
     assert [(f.verdict, f.action) for f in report.findings] == [("no-majority", "left")]
+    found = await status(live)
+    assert (found.state, of(found, "c").missed_writes, of(found, "a").missed_writes) == ("damaged", True, False)
+    assert found.reason == (
+        f"No majority at offset {AT} (4096 bytes), where copy c does not count: it has missed a write."
+    )
     # The mark stays until somebody has decided: else the next scrub would take the two for a majority.
     assert (await live.scrub()).outcome == "no-majority"
     assert live.contents("a")[AT : AT + 4096] == NEW
