@@ -259,8 +259,6 @@ def _judge(
         return SetState.DEGRADED, "Nobody listens for write errors now: a copy that misses a write goes unnoticed."
     if may_have:
         return SetState.DEGRADED, f"Any copy {may_have[0].note}."
-    if history.uncompared:
-        return SetState.DEGRADED, "The set was not stopped in order, and its copies were not compared since."
     return SetState.HEALTHY, live.problem
 
 
