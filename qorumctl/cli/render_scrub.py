@@ -253,9 +253,12 @@ def _told_hopeless(report: ScrubReport, hopeless: Sequence[FindingDocument]) -> 
     places = [f"{one.offset}:{one.length}" for one in hopeless[:_MOST_RANGES]]
     more = len(hopeless) - len(places)
     where = f"{', '.join(places)}{f' and {more:,} more' if more else ''}"
+    why, reads = "", ", and a guest that reads there gets an I/O error"
+    if report.uncounted:
+        why, reads = f" ({_copies(report.uncounted)} missed writes and did not vote)", "; what guests read may be stale"
     return (
         f"{_ranges(hopeless)} {_has(hopeless)} no majority, at {where} (offset:length in bytes): no version is held by"
-        " enough copies to be trusted. Nothing was written there, and a guest that reads there gets an I/O error."
+        f" enough copies to be trusted{why}. Nothing was written there{reads}."
         " Keep the images as they are until you have what you need of them; then write those ranges anew through the"
         f" volume, from a backup, and run 'qorumctl scrub {report.set}' again."
     )

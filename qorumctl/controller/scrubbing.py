@@ -133,6 +133,8 @@ def _engine(
         wards: Sequence[CopyReader] = readers
         while True:
             plan = supervisor.follow(_plan(job, store, record))
+            if plan.stale:
+                store.note_uncounted(record.id, plan.stale.union(record.parameters.get("uncounted", ())))
             reason = Scrub(wards, fence, journal, supervisor, WallClock(), plan).run()
             if reason is not StopReason.REPLAN:
                 return reason

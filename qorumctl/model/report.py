@@ -66,6 +66,10 @@ class ScrubReport(Document):
     range: RangeDocument | None = Field(None, description="null: the whole disk")
     thorough: bool = Field(False, description="holes were read too")
     message: str | None = Field(None, description="why the run failed")
+    uncounted: list[str] = Field(
+        default_factory=list,
+        description="copies that had missed writes, and so did not vote (or not from some point on)",
+    )
     findings: list[FindingDocument]
 
 

@@ -92,6 +92,7 @@ def scrub_report(database: Database, set_name: str, run: RunRecord) -> ScrubRepo
         range=range_document(run),
         thorough=run.thorough,
         message=run.message,
+        uncounted=run.parameters.get("uncounted", []),
         findings=list(findings(database, run.id)),
     )
 

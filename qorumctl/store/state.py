@@ -207,6 +207,14 @@ class Store:
         with self._database.write_lazily() as connection:
             connection.execute("UPDATE runs SET position = ? WHERE id = ?", (position_bytes, run_id))
 
+    def note_uncounted(self, run_id: int, copies: Iterable[str]) -> None:
+        """Copies whose votes do not count in this run."""
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE runs SET parameters = json_set(parameters, '$.uncounted', json(?)) WHERE id = ?",
+                (json.dumps(sorted(copies)), run_id),
+            )
+
     # Findings.
 
     def journal(self, run_id: int) -> journal.RunJournal:

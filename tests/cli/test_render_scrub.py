@@ -263,3 +263,12 @@ def test_lines_of_a_log() -> None:
         "web01: at 45 %, 9 GiB of 20 GiB, 512 MiB/s, 22s left, 3 findings"
     )
     assert render_scrub.closing_line(START, POSITION, 40.2) == "web01: ended after 40s, 3 findings"
+
+
+def test_where_a_copy_that_missed_writes_did_not_vote() -> None:
+    document = report(finding(5, 9 * MIB, **TIED), outcome="no-majority", uncounted=["c"])
+    shown = " ".join(screen(render_scrub.scrub(document)).split())
+    assert (
+        "no version is held by enough copies to be trusted (copy c missed writes and did not vote). Nothing was written"
+        " there; what guests read may be stale."
+    ) in shown

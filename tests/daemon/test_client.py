@@ -149,3 +149,50 @@ async def test_events_are_not_hoarded(daemons: Daemons) -> None:
         await monitor.execute("blockdev-del", {"node-name": "n"})
         assert monitor._client.events.history == ()
         assert monitor._client.events.empty()
+
+
+async def announce(monitor: Monitor, count: int) -> None:
+    """So many events BLOCK_EXPORT_DELETED, all of them before this returns."""
+    await monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 512})
+    for number in range(count):
+        await monitor.execute("block-export-add", {"type": "nbd", "id": f"n{number}", "node-name": "n"})
+        await monitor.execute("block-export-del", {"id": f"n{number}"})
+    await monitor.execute("blockdev-del", {"node-name": "n"})
+
+
+async def test_events_are_told_in_order_and_end_with_the_daemon(daemons: Daemons) -> None:
+    paths, pid = await daemons.spawn()
+    async with await Monitor.open(paths.watch_sock) as monitor:
+        stream = monitor.listen("BLOCK_EXPORT_DELETED")
+        await announce(monitor, 3)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            heard = [event["data"]["id"] async for event in stream.read()]
+    assert (heard, stream.lost) == (["n0", "n1", "n2"], 0)
+
+
+async def test_events_wake_a_reader_and_others_are_left_out(daemons: Daemons) -> None:
+    paths, pid = await daemons.spawn()
+    async with await Monitor.open(paths.watch_sock) as monitor:
+        stream, other = monitor.listen("BLOCK_EXPORT_DELETED"), monitor.listen("QUORUM_FAILURE")
+        waiting = asyncio.ensure_future(anext(aiter(stream.read())))
+        deaf = asyncio.ensure_future(anext(aiter(other.read()), None))
+        await asyncio.sleep(0)
+        await announce(monitor, 1)
+        async with asyncio.timeout(10):
+            assert (await waiting)["event"] == "BLOCK_EXPORT_DELETED"
+            assert not deaf.done()
+            os.kill(pid, signal.SIGKILL)
+            assert await deaf is None
+
+
+async def test_events_that_nobody_reads_are_counted_and_dropped(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qorumctl.daemon.client._MOST_EVENTS", 2)
+    paths, _ = await daemons.spawn()
+    async with await Monitor.open(paths.watch_sock) as monitor:
+        stream = monitor.listen("BLOCK_EXPORT_DELETED")
+        await announce(monitor, 5)
+        assert stream.lost == 3
+        assert [listener.history for listener in monitor._client._listeners] == [(), ()]

@@ -79,6 +79,7 @@ async def test_two_copies_that_lost_the_same_write_do_not_outvote_the_current_on
     report = await live.scrub()
     assert live.contents("a")[AT : AT + 4096] == NEW
     assert [(f.verdict, f.action) for f in report.findings] == [("no-majority", "left")]
+    assert report.uncounted == ["c"]
     found = await status(live)
     assert (found.state, of(found, "c").missed_writes, of(found, "a").missed_writes) == ("damaged", True, False)
     assert found.reason == (
@@ -188,6 +189,7 @@ async def test_what_is_missed_while_a_scrub_runs_stays_on_record_and_changes_its
 
     report = await live.scrub(observer=Trouble(), rate_bytes_per_s=MIB)
     assert [(f.offset, f.verdict) for f in report.findings] == [(SIZE - 4096, "no-majority")]
+    assert report.uncounted == ["c"]
     assert live.contents("a")[SIZE - 4096 :] == NEW
     assert of(await status(live), "c").state == "suspect"
 
