@@ -231,8 +231,7 @@ async def _discard(context: SetContext, pid: int, undo: Callable[[], None] | Non
         await process.wait_gone(context.runtime, pid, deadline_s=_KILLED_S)
     process.clear_runtime(context.runtime)
     if undo is not None:
-        with contextlib.suppress(QorumError):
-            await watcher.end(context)
+        await watcher.dismiss(context)
         undo()
 
 
@@ -274,11 +273,12 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     """Withdraws the volume, drains, flushes, ends the daemon; under the set's lock. A stopped set is left as it is."""
     pid = await settled_pid(context)
     if pid is None:
+        await watcher.dismiss(context)
         return _stopped_already(context)
     spec = spec_in_force(context)
     warnings: list[str] = []
     wait_s = context.timeouts.stop_s
-    watched = watcher.is_watched(context, pid)
+    watched = watcher.listens(context, pid)
     try:
         flushed = await _withdraw_and_flush(context, spec, force=force)
         if flushed is False:
@@ -309,7 +309,7 @@ async def stop(context: SetContext, *, force: bool) -> Result:
             )
     process.clear_runtime(context.runtime)
     heard = watched and await watcher.caught_up(context, pid)
-    await watcher.end(context)
+    await watcher.dismiss(context)
     warnings += _note_stopped(context, spec, clean=flushed, heard=heard)
     return Result(set=context.name, command="stop", changed=True, state=SetState.STOPPED, warnings=warnings)
 

@@ -48,6 +48,13 @@ def is_watched(context: SetContext, daemon_pid: int) -> bool:
         return store.meta(_LISTENING) == f"{holder[0]} {daemon_pid}"
 
 
+def listens(context: SetContext, daemon_pid: int) -> bool:
+    """As `is_watched`; a state that cannot be read must not keep a set from being stopped."""
+    with contextlib.suppress(QorumError):
+        return is_watched(context, daemon_pid)
+    return False
+
+
 def suspect_all(context: SetContext, store: Store, why: str) -> None:
     """After a time unwatched any copy may have missed a write."""
     spec = context.running_spec(store) or context.spec()
@@ -129,21 +136,30 @@ async def outlast_throttle(context: SetContext) -> None:
 
 
 async def caught_up(context: SetContext, daemon_pid: int) -> bool:
-    """After the end of a daemon that was watched: whether everything it told is on record now."""
+    """After the end of a daemon that was watched: whether everything it told is on record now. Never raises."""
     ends_at_s = time.monotonic() + context.timeouts.watcher_s
-    while True:
-        alive = SetLock.held_by(context.state_dir, file_name=LOCK_NAME) is not None
-        with context.store(read_only=True) as store:
-            noted = (store.meta(_LISTENING) or "").split()
-        if noted[1:] == [str(daemon_pid), "done"]:
-            return True
-        if not alive or not noted or time.monotonic() > ends_at_s:
-            return False
-        await asyncio.sleep(_POLL_S)
+    with contextlib.suppress(QorumError):
+        while time.monotonic() < ends_at_s:
+            alive = SetLock.held_by(context.state_dir, file_name=LOCK_NAME) is not None
+            with context.store(read_only=True) as store:
+                noted = (store.meta(_LISTENING) or "").split()
+            if noted[1:] == [str(daemon_pid), "done"]:
+                return True
+            if not alive or not noted:
+                return False
+            await asyncio.sleep(_POLL_S)
+    return False
+
+
+async def dismiss(context: SetContext) -> None:
+    """Ends the watcher that `start` began. Best effort: one that stays hears nothing, and ends by itself."""
+    with contextlib.suppress(QorumError):
+        await end(context)
 
 
 async def end(context: SetContext, *, by_hand_too: bool = False) -> None:
-    """Ends the watcher that `start` began, and with `by_hand_too` any. Never raises for one that is gone."""
+    """Ends the watcher that `start` began, and with `by_hand_too` any. Raises StoreError where the lock cannot be
+    looked at."""
     ends_at_s = time.monotonic() + _ENDS_S
     number, told = signal.SIGTERM, 0
     while (holder := SetLock.held_by(context.state_dir, file_name=LOCK_NAME)) is not None:

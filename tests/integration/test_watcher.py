@@ -110,6 +110,10 @@ async def test_it_waits_for_the_set_to_be_started_again(live_set: LiveSets) -> N
     assert watching_pid(live) == pid
     assert is_watched(live)
     assert (await status(live)).state == "healthy"
+    os.kill(process.running_pid(live.runtime) or 0, signal.SIGKILL)
+    wait_for(lambda: not process.find_pid(live.runtime), "the end of the daemon")
+    await live.sets.stop(NAME)
+    assert holder(live) is None
 
 
 async def test_without_a_watcher_a_set_starts_all_the_same_and_says_so(
