@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -31,11 +29,6 @@ def attachment(set_name: str, socket: Path) -> AttachReport:
     return AttachReport(
         set=set_name, uri=_uri(socket), qemu=_qemu_arguments(set_name, socket), libvirt=_libvirt_disk(socket)
     )
-
-
-def shell_line(arguments: Sequence[str]) -> str:
-    """Arguments as one line that a POSIX shell splits into exactly these."""
-    return shlex.join(arguments)
 
 
 def _uri(socket: Path) -> str:

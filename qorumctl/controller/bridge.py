@@ -168,7 +168,7 @@ class QuietFence:
         return
 
     def heal(self, at: Range) -> bool:
-        raise NotImplementedError("copies that are open read-only cannot be healed")
+        raise AssertionError("copies that are open read-only cannot be healed")
 
     def close(self) -> None:
         return

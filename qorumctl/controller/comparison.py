@@ -67,7 +67,7 @@ class _Differences:
         self.first: Finding | None = None
 
     def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
-        raise NotImplementedError("a comparison repairs nothing")
+        raise AssertionError("a comparison repairs nothing")
 
     def conclude(
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint

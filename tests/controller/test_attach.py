@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qorumctl.controller.attach import RECONNECT_DELAY_S, attachment, shell_line
+from qorumctl.cli.render import qemu_lines
+from qorumctl.controller.attach import RECONNECT_DELAY_S, attachment
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.model.status import AttachReport
@@ -25,6 +26,11 @@ ODD_NAME = "a b,c&d'e\"f<g>%h#i?j+k=l$m;é"
 LONGEST_NAME = "a" + "-_x9" * 7 + "xyz"
 LEGAL_ID = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]{0,30}")
 DEADLINE_S = 60.0
+
+
+def _pasted(report: AttachReport) -> str:
+    """What `attach --as qemu` prints."""
+    return "\n".join(qemu_lines(report))
 
 
 def options(report: AttachReport) -> tuple[dict[str, Any], dict[str, str]]:
@@ -87,7 +93,7 @@ def test_libvirt_gets_a_disk_that_reconnects(socket: Path) -> None:
 
 def test_a_shell_splits_the_line_into_the_same_arguments() -> None:
     report = attachment("web01", Path("/run") / ODD_NAME / "nbd.sock")
-    assert shlex.split(shell_line(report.qemu)) == report.qemu
+    assert shlex.split(_pasted(report).replace("\\\n", " ")) == report.qemu
 
 
 # --- and that it works
@@ -144,7 +150,7 @@ async def test_the_nbd_tools_take_the_uri_as_pasted(runtime: Path, image: Callab
         need(tool, package)
 
     def check(report: AttachReport, content: bytes) -> None:
-        uri = shell_line([report.uri])
+        uri = shlex.quote(report.uri)
         assert int(shell(f"nbdinfo --size {uri}")) == SIZE
         assert json.loads(shell(f"nbdinfo --json {uri}"))["exports"][0]["is_read_only"] is False
         copied = runtime / "copied"
@@ -165,7 +171,7 @@ async def test_a_real_virtual_machine_opens_the_volume(runtime: Path, image: Cal
 
     def check(report: AttachReport, content: bytes) -> None:
         # No firmware runs: the disk is opened, and its device made, before the first instruction.
-        start = f"{machine} -accel tcg -m 32 -nodefaults -display none -S -qmp stdio {shell_line(report.qemu)}"
+        start = f"{machine} -accel tcg -m 32 -nodefaults -display none -S -qmp stdio {_pasted(report)}"
         said = [json.loads(line) for line in shell(start, stdin=commands).splitlines()]
         answers = {line["id"]: line["return"] for line in said if "return" in line}
         blockdev, device = options(report)

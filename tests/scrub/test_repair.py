@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qorumctl.copies.memory import MemoryCopy
 from qorumctl.core.findings import Action, Finding
 from qorumctl.core.ranges import Range
+from qorumctl.errors import CopyError
 from qorumctl.scrub.confirm import Confirmer
 from qorumctl.scrub.evidence import findings_of
 from qorumctl.scrub.plan import ScrubPlan
@@ -91,3 +94,28 @@ def test_told_to_stop_within_a_finding_it_judges_nothing_of_it() -> None:
     bench.fence.on_heal = stop
     assert bench.repairer.repair(findings, just_confirmed=True) == {}
     assert bench.fence.healed == [sectors(0, 128)]
+
+
+class Volatile(MemoryCopy):
+    """Acknowledges, and cannot confirm that anything is on stable storage."""
+
+    def flush(self) -> bool:
+        return False
+
+
+def test_nothing_is_called_repaired_before_each_copy_has_flushed() -> None:
+    bench = Bench("AAAA", "AXAA", "AAAA")
+    findings = bench.findings()
+    bench.copies[1].__class__ = Volatile
+    with pytest.raises(CopyError, match="Copy b did not confirm"):
+        bench.repairer.repair(findings, just_confirmed=True)
+
+
+def test_what_a_crashed_run_has_healed_is_flushed_too() -> None:
+    """The copies are equal already, and nothing is healed now; the heal of then may lie in a volatile cache."""
+    bench = Bench("AAAA", "AXAA", "AAAA")
+    findings = bench.findings()
+    bench.copies[1].write(512, b"A" * 512)
+    bench.copies[1].__class__ = Volatile
+    with pytest.raises(CopyError, match="Copy b did not confirm"):
+        bench.repairer.repair(findings, just_confirmed=False)
