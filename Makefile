@@ -2,13 +2,14 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo check test schemas clean
+.PHONY: help venv demo check test soak schemas clean
 
 PYTHON := .venv/bin/python
 # More than eight daemons at a time gain nothing and crowd a shared machine.
 TEST_JOBS ?= -n auto --maxprocesses 8
 TEST_ARGS ?=
 DEMO_ARGS ?=
+SOAK_ARGS ?=
 # Which qemu-storage-daemon the tests and the demo run; by default the one on PATH.
 ifdef QORUM_QSD
 export QORUM_QSD
@@ -37,6 +38,10 @@ check: ## ruff, mypy, schema drift, import direction
 test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote' the tests)
 	@.ci/setup test
 	$(PYTHON) -m pytest $(TEST_JOBS) $(TEST_ARGS)
+
+soak: ## attack every promise for ten minutes (SOAK_ARGS='--minutes 60') and print the table of docs/safety.md
+	@.ci/setup test
+	$(PYTHON) -m tests.soak $(SOAK_ARGS)
 
 schemas: ## write schemas/*.json anew from the models
 	@.ci/setup run

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from qorumctl.daemon.process import RuntimePaths
+from tests.attack import Attack
 from tests.live import SIZE, Daemons, NbdServer
 
 
@@ -26,6 +27,27 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     asyncio.run(pyfuncitem.obj(**arguments))
     return True
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A fixture learns from its item whether the test itself has passed."""
+    outcome: Any = yield
+    if call.when == "call":
+        item.stash[_PASSED] = outcome.get_result().passed
+
+
+_PASSED = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def attack(request: pytest.FixtureRequest) -> Iterator[Attack]:
+    """For a test that is marked `attack(promise, attack, weight=1)`: its rounds and its counts."""
+    mark = request.node.get_closest_marker("attack")
+    assert mark is not None, "mark it: @pytest.mark.attack(promise, attack)"
+    running = Attack(request.node.nodeid, float(mark.kwargs.get("weight", 1)))
+    yield running
+    running.note(passed=request.node.stash.get(_PASSED, False))
 
 
 @pytest.fixture
