@@ -6,6 +6,8 @@ Exit code 1 when a promise was broken. Each soak begins at seeds of its own; `--
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -58,8 +60,11 @@ class _Collector:
 def rows(chosen: Sequence[str] = ()) -> list[Row]:
     """The attacks that are marked in the tests, in their order there."""
     collector = _Collector()
-    arguments = ["--collect-only", "-q", "-p", "no:terminal", "-m", "attack", "--rootdir", str(ROOT), *chosen]
-    pytest.main(arguments, plugins=[collector])
+    arguments = ["--collect-only", "-qq", "-m", "attack", "--rootdir", str(ROOT), *chosen]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = pytest.main(arguments, plugins=[collector])
+    if status not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+        print(said.getvalue(), file=sys.stderr)
     return collector.rows
 
 
