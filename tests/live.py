@@ -24,6 +24,7 @@ from qorumctl.store import SetLock
 MIB = 1 << 20
 SIZE = 4 * MIB
 DEADLINE_S = 20.0
+_ENDS_S = 5.0
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, deadline_s: float = DEADLINE_S) -> Any:
@@ -103,10 +104,19 @@ class NbdServer:
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
-    def end(self) -> None:
-        # A paused server does not hear SIGTERM.
+    def kill(self) -> None:
+        """At once, as a host that loses its power."""
         self._process.kill()
         self._process.wait()
+
+    def end(self) -> None:
+        """In order where it can: only then it removes its own temporary directory. A paused one hears nothing."""
+        self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.wait(_ENDS_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
 
 def faulty_server(
