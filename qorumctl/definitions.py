@@ -58,9 +58,11 @@ def save(path: Path, spec: SetSpec) -> None:
             )
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomically(target, text.encode(), 0o640, group=group)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: pathlib's word for links that lead in a circle.
+        words = reason(error) if isinstance(error, OSError) else str(error)
         raise DefinitionError(
-            f"{path} cannot be written: {reason(error)}.",
+            f"{path} cannot be written: {words}.",
             remedy="Check the directory, its rights and its free space.",
             path=str(path),
         ) from error
@@ -94,7 +96,8 @@ def names(directory: Path) -> list[str]:
 def _read(path: Path) -> str:
     try:
         content, facts = read_bounded(path, MOST_BYTES, follow=True)
-        directory = path.resolve().parent.stat()
+        # Of a link, whoever can replace either end of it writes the definition.
+        places = [path.lstat(), path.parent.stat(), path.resolve().parent.stat()]
     except FileNotFoundError:
         raise DefinitionError(
             f"There is no set '{path.stem}': {path} does not exist.",
@@ -111,7 +114,9 @@ def _read(path: Path) -> str:
         ) from error
     except ValueError as error:
         raise DefinitionError(f"{path!r} is no path: {error}.", remedy="Name a set.") from None
-    _check_writers(path, facts, directory)
+    _check_writers(path, facts, places[0])
+    for directory in places[1:]:
+        _check_directory(path, directory)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -120,10 +125,9 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _check_writers(path: Path, facts: os.stat_result, directory: os.stat_result) -> None:
+def _check_writers(path: Path, facts: os.stat_result, link: os.stat_result) -> None:
     """Whoever writes a definition opens files with the daemon's rights."""
-    trusted = {0, os.geteuid()}
-    if facts.st_uid not in trusted:
+    if not {facts.st_uid, link.st_uid} <= {0, os.geteuid()}:
         raise DefinitionError(
             f"{path} belongs to another user, who could change it.",
             remedy=f"Run chown to root on {path}.",
@@ -133,6 +137,10 @@ def _check_writers(path: Path, facts: os.stat_result, directory: os.stat_result)
         raise DefinitionError(
             f"{path} can be written by other users.", remedy=f"Run chmod go-w {path}.", path=str(path)
         )
+
+
+def _check_directory(path: Path, directory: os.stat_result) -> None:
+    trusted = {0, os.geteuid()}
     replaceable = directory.st_mode & 0o022 and not directory.st_mode & stat.S_ISVTX
     if replaceable or directory.st_uid not in trusted:
         raise DefinitionError(

@@ -5,6 +5,7 @@ These raise OSError: the caller knows what the file is for and says so.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -16,6 +17,44 @@ class NotRegularError(OSError):
 
 class TooLargeError(OSError):
     """The file holds more than its reader is ready to take."""
+
+
+class NotOursError(OSError):
+    """The file belongs to somebody else, or has a second name: what is written to it may be another's."""
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Opens a regular file, made 0600 where `flags` have O_CREAT, that nobody else can have put there for us to harm.
+
+    Raises OSError: ELOOP for a symbolic link, NotRegularError, NotOursError. Nothing is changed then, and a pipe is not
+    waited for.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            # A pipe that nobody reads, a socket.
+            raise NotRegularError(f"{path} is not a regular file") from None
+        raise
+    try:
+        facts = os.fstat(fd)
+        if flags & (os.O_WRONLY | os.O_RDWR) or not stat.S_ISREG(facts.st_mode):
+            # Only reading harms nobody.
+            check_private(path, facts)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_private(path: Path, facts: os.stat_result) -> None:
+    """Raises NotRegularError, NotOursError."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise NotRegularError(f"{path} is not a regular file")
+    if facts.st_nlink > 1:
+        raise NotOursError(f"{path} is a hard link to a file that has another name, too")
+    if facts.st_uid not in {0, os.geteuid()}:
+        raise NotOursError(f"{path} belongs to another user")
 
 
 def read_bounded(path: Path, most_bytes: int, *, follow: bool) -> tuple[bytes, os.stat_result]:

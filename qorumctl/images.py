@@ -6,6 +6,7 @@ qcow2 header is read only of what the definition calls qcow2, and by us: QEMU wo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -45,6 +46,7 @@ def inspect(source: FileSource) -> ImageInfo:
     """What the file is. Raises RefusedError where it could never be an image of ours: no regular file, a symbolic link
     to nowhere, unreadable, or a qcow2 that leads to other files."""
     path = source.path
+    _refuse_foreign_link(Path(path))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -73,6 +75,18 @@ def inspect(source: FileSource) -> ImageInfo:
     finally:
         os.close(fd)
     return ImageInfo(path, exists=True, size_bytes=size)
+
+
+def _refuse_foreign_link(path: Path) -> None:
+    """Whoever owns a link decides which file the daemon, with its rights, opens and writes."""
+    with contextlib.suppress(OSError):
+        facts = path.lstat()
+        if stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {0, os.geteuid()}:
+            raise RefusedError(
+                f"{path} is a symbolic link that belongs to another user, who could make it lead to any file.",
+                remedy="Name the image itself, or make the link anew as the user that runs the set.",
+                path=str(path),
+            )
 
 
 def _qcow2_size(fd: int, path: str) -> int:

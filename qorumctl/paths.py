@@ -92,14 +92,38 @@ def ensure_private(path: Path, mode: int = 0o700, *, group: int | None = None) -
         ) from error
 
 
+def check_ours(path: Path) -> None:
+    """For whoever only looks: nobody else may have made this directory, or be able to put something into it.
+
+    Changes nothing; one that does not exist is fine. Raises RefusedError.
+    """
+    try:
+        link, facts = path.lstat(), path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RefusedError(
+            f"The directory {path} cannot be used: {reason(error)}.", remedy="Check its rights.", path=str(path)
+        ) from error
+    trusted = {0, os.geteuid()}
+    if foreign := [uid for uid in (link.st_uid, facts.st_uid) if uid not in trusted]:
+        raise _foreign(path, foreign[0])
+    if facts.st_mode & 0o022:
+        raise RefusedError(f"{path} can be written by other users.", remedy=f"Run chmod go-w {path}.", path=str(path))
+
+
+def _foreign(path: Path, uid: int) -> RefusedError:
+    return RefusedError(
+        f"{path} belongs to {_owner(uid)}, who could change what we keep there.",
+        remedy=f"Run the command as {_owner(uid)}, give it to {_owner(os.geteuid())}, or choose another directory.",
+        path=str(path),
+    )
+
+
 def _make_private(fd: int, path: Path, mode: int, group: int | None) -> None:
     facts = os.fstat(fd)
     if facts.st_uid not in {0, os.geteuid()}:
-        raise RefusedError(
-            f"{path} belongs to {_owner(facts.st_uid)}, who could change what we keep there.",
-            remedy=f"Give it to {_owner(os.geteuid())}, or choose another directory.",
-            path=str(path),
-        )
+        raise _foreign(path, facts.st_uid)
     if facts.st_uid != os.geteuid():
         if facts.st_mode & 0o022:
             raise RefusedError(

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "copies.base": BASE | {"core"},
     "copies": BASE | {"core", "copies.base"},
     "scrub": BASE | {"core", "copies.base"},
-    "daemon": BASE | {"core", "model"},
+    "daemon": BASE | {"core", "model", "files"},
     "controller": BASE | FILES | {"core", "model", "copies.base", "copies", "scrub", "daemon"},
     "cli": BASE | FILES | {"core", "model", "controller"},
 }

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from qorumctl.files import open_private
 from qorumctl.units import MIB
 
 MOST_BYTES = 4 * MIB
@@ -19,7 +20,7 @@ def trim(path: Path) -> None:
     the two steps is lost or stands before the tail.
     """
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_private(path, os.O_RDWR | os.O_APPEND)
         try:
             size = os.fstat(fd).st_size
             if size > MOST_BYTES:

@@ -17,6 +17,7 @@ import qorumctl
 from qorumctl.controller.context import SetContext
 from qorumctl.daemon.events import THROTTLE_S
 from qorumctl.errors import QorumError
+from qorumctl.files import open_private
 from qorumctl.store import SetLock, Store
 
 LOCK_NAME = "watch.lock"
@@ -105,7 +106,7 @@ def _launch(context: SetContext) -> subprocess.Popen[bytes]:
         # A checkout that is run in place: the new process has another working directory.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
     path = context.runtime.directory / LOG_NAME
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    log = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         launched = subprocess.Popen(
             [sys.executable, "-m", "qorumctl.cli.main", "watch", context.name, "--detached"],
@@ -128,7 +129,7 @@ def _launch(context: SetContext) -> subprocess.Popen[bytes]:
 async def outlast_throttle(context: SetContext) -> None:
     """Before the daemon is told to end: what it holds back because it has just told something of the same copy would be
     lost with it."""
-    with contextlib.suppress(QorumError, ValueError), context.store(read_only=True) as store:
+    with contextlib.suppress(QorumError, ValueError, TypeError), context.store(read_only=True) as store:
         for event in store.events(1):
             age = datetime.now(UTC) - datetime.fromisoformat(event.time)
             if abs(age) < timedelta(seconds=2 * THROTTLE_S):

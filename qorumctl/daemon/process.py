@@ -25,11 +25,13 @@ from pathlib import Path
 
 from qorumctl.daemon.client import Monitor
 from qorumctl.errors import DaemonError, DaemonStartError, RefusedError
+from qorumctl.files import open_private, read_bounded, reason
 
 MOST_SOCKET_PATH_BYTES = 107
 """sun_path holds 108 bytes, the last one NUL."""
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 8192
+_MOST_PIDFILE_BYTES = 64
 _DEFAULT_BINARY = "qemu-storage-daemon"
 _INSTALL = "Install qemu-system-common (Debian 12) or qemu-utils (from QEMU 10 on), or name the program in QORUM_QSD."
 
@@ -124,7 +126,8 @@ def running_pid(paths: RuntimePaths) -> int | None:
     """The pid of the daemon that serves these paths, or None. A stale pidfile, or a pid that now belongs to another
     process, is None: the process must be alive and name our pidfile on its command line."""
     try:
-        pid = int(paths.pidfile.read_text())
+        content, _ = read_bounded(paths.pidfile, _MOST_PIDFILE_BYTES, follow=False)
+        pid = int(content)
     except (OSError, ValueError):
         return None
     return pid if pid > 0 and _is_ours(paths, pid) else None
@@ -200,8 +203,7 @@ def _launch(binary: str, paths: RuntimePaths) -> tuple[subprocess.Popen[bytes], 
         "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     }
     try:
-        # O_NOFOLLOW: a log that is a symlink would be a way to append to another file.
-        log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        log = open_private(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             log_start = os.fstat(log).st_size
             process = subprocess.Popen(
@@ -219,7 +221,7 @@ def _launch(binary: str, paths: RuntimePaths) -> tuple[subprocess.Popen[bytes], 
             os.close(log)
     except OSError as error:
         raise DaemonStartError(
-            f"{binary} cannot be started: {error.strerror} ({error.filename}).",
+            f"{binary} cannot be started: {reason(error)}{f' ({error.filename})' if error.filename else ''}.",
             remedy=f"Check that {paths.directory} exists and is yours.",
             path=str(paths.directory),
         ) from None

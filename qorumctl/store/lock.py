@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from qorumctl.errors import LockedError, StoreError
-from qorumctl.files import reason
+from qorumctl.files import open_private, reason
 from qorumctl.paths import ensure_private
 
 _NAME = "lock"
@@ -64,7 +64,7 @@ class SetLock:
         """(pid, purpose) of whoever holds the lock now; None when nobody does. (0, "") before the holder has signed."""
         path = state_directory / file_name
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = open_private(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -101,7 +101,7 @@ class SetLock:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return open_private(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise _failed(path, error) from error
 
