@@ -25,6 +25,7 @@ from qorumctl.store import SetLock, Store
 
 _RUNNING_DEFINITION = "running.definition"
 _UNCOMPARED = "uncompared"
+_SERVED = "volume.served"
 _LOCK_POLL_S = 0.02
 
 
@@ -94,6 +95,13 @@ class SetContext:
 
     def note_uncompared(self, store: Store, uncompared: bool) -> None:
         store.set_meta(_UNCOMPARED, "1" if uncompared else None)
+
+    def may_have_served(self, store: Store) -> bool:
+        """Whether the daemon, or the last one, has had a volume for guests. Where nothing is on record: yes."""
+        return store.meta(_SERVED) != "no"
+
+    def note_served(self, store: Store, served: bool) -> None:
+        store.set_meta(_SERVED, "yes" if served else "no")
 
     @asynccontextmanager
     async def control(self, *, timeout_s: float | None = None) -> AsyncIterator[Monitor]:

@@ -60,6 +60,7 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
         unclean = who.unclean or context.uncompared(store) or context.died(store)
         # On record before anything is begun: a failed start must not make a set look clean that was not.
         context.note_uncompared(store, unclean)
+        context.note_served(store, False)
         attempt.was_clean = not unclean
         if unclean and now:
             # What an unfinished run has compared may differ since, and its end must not pass for a whole comparison.
@@ -86,6 +87,9 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
             pid = context.pid()
         # Before guests are let in: a time in which nobody listens makes every copy suspect.
         unheard = None if pid is None else await watcher.ensure(context, pid)
+        with context.store() as store:
+            # On record before the export: what a killed stop has withdrawn was served all the same.
+            context.note_served(store, True)
         attempt.guests_let_in = True
         await quorum.export_volume()
     warnings = _warnings(
@@ -320,7 +324,7 @@ def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None, hea
     warnings = []
     try:
         with context.store() as store:
-            if clean is not None and not heard:
+            if clean is not None and not heard and context.may_have_served(store):
                 store.suspect(spec.copy_names, missed=False, why=watcher.UNHEARD)
             stale = suspects.stale(store, spec)
             if stale and clean:

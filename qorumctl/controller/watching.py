@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.events import EVENTS, THROTTLE_S, CopyEvent, parse
 from qorumctl.daemon.exports import export_ids
-from qorumctl.daemon.graph import VOLUME
+from qorumctl.daemon.graph import HEAL, VOLUME
 from qorumctl.errors import DaemonError, LockedError, StoreError
 from qorumctl.model.status import EventDocument
 from qorumctl.store import SetLock, Store
@@ -102,11 +102,14 @@ class _Watch:
             stream = monitor.listen(*EVENTS)
             try:
                 # Only now that events are kept: an export that begins later is watched from its beginning.
-                exported = VOLUME in await export_ids(monitor, timeout_s=self.context.timeouts.monitor_s)
+                exports = await export_ids(monitor, timeout_s=self.context.timeouts.monitor_s)
             except DaemonError as error:
                 self.audience.note(str(error))
                 return
-            if exported:
+            if self.context.pid() != pid:
+                # Another took its place before we had connected: noted under the wrong pid, nobody would find us.
+                return
+            if self._was_served(exports):
                 await self._unwatched(watcher.UNHEARD)
             await self._noting(lambda store: watcher.note_listening(store, pid))
             self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
@@ -131,6 +134,14 @@ class _Watch:
                         watcher.note_listening(store, None)
             ended = "has ended" if heard_all else "no longer talks to us"
             self.audience.note(f"The daemon of {self.context.name} (pid {pid}) {ended}.")
+
+    def _was_served(self, exports: Collection[str]) -> bool:
+        """Whether guests may have written before we listened. A stop that was killed has withdrawn the volume already:
+        then the record tells. A daemon that only compares has no `heal`, and never served."""
+        if VOLUME in exports or HEAL not in exports:
+            return VOLUME in exports
+        with self.context.store(read_only=True) as store:
+            return self.context.may_have_served(store)
 
     async def _heard(self, event: CopyEvent, *, dropped: bool) -> None:
         document = _document(self.context.name, event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -110,7 +111,24 @@ class LiveSet:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.DEVNULL)
         command = [sys.executable, "-m", "qorumctl.cli.main", *arguments]
-        return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, **options)
+        options.setdefault("env", self.environment)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+
+    def dies_at(self, place: str, *arguments: str) -> None:
+        """Runs a qorumctl that is killed as it calls `place`: `module:function`, below qorumctl.controller, as its
+        callers find it."""
+        module, _, function = place.partition(":")
+        program = (
+            "import importlib, os, signal, sys\n"
+            f"module = importlib.import_module('qorumctl.controller.{module}')\n"
+            f"module.{function}  # it must be there\n"
+            f"module.{function} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "from qorumctl.cli.main import main\n"
+            "sys.exit(main())\n"
+        )
+        command = [sys.executable, "-c", program, *arguments]
+        died = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        assert died.returncode == -signal.SIGKILL, died.stderr.decode()
 
     def leftovers(self) -> dict[str, Any]:
         """What the daemon still has of watches: nothing, between commands."""

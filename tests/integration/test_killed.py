@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from qorumctl import identity
+from qorumctl.controller import watcher
 from qorumctl.controller.options import CreateOptions
 from qorumctl.daemon import process
 from qorumctl.errors import QorumError, RefusedError
+from qorumctl.model.status import SetStatus
 from tests.integration.harness import NAME, SECTOR, LiveSet
 from tests.integration.picture import status_of
-from tests.live import MIB
+from tests.live import MIB, end_watcher, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -49,6 +52,14 @@ class Killer:
             victim.kill()
         victim.communicate()
         return victim.returncode == -9
+
+
+def why(live: LiveSet, now: SetStatus) -> str:
+    """What is said of a set that should be healthy, and what its watchers heard."""
+    with live.sets._context(NAME).store(read_only=True) as store:
+        events = [(event.time, event.kind, event.copy, event.detail) for event in store.events(5)]
+    notes = [(copy.name, copy.state.value, copy.note) for copy in now.copies]
+    return f"{now.reason}\n{notes}\n{events}\n{(live.runtime.directory / watcher.LOG_NAME).read_text()}"
 
 
 def leftovers(live: LiveSet) -> set[str]:
@@ -103,7 +114,8 @@ async def test_start_and_stop(live_set: LiveSets) -> None:
         if n % 2:
             killer.complete("stop", NAME)
         killer.complete("start", NAME)
-        assert (await status_of(live.sets)).state == "healthy"
+        now = await status_of(live.sets)
+        assert now.state == "healthy", f"round {n}: {why(live, now)}"
         killer.cut("stop", NAME)
         killer.complete("stop", NAME)
         assert process.running_pid(live.runtime) is None
@@ -127,6 +139,52 @@ async def test_recovery(live_set: LiveSets) -> None:
         assert (await status_of(live.sets)).state == "healthy"
         assert all(live.equal_to(shadow).values())
         assert {(c.outvoted, c.repaired) for c in (await status_of(live.sets)).copies} == {(0, 0)}
+
+
+# -- who listened, when a command was killed half-way
+
+
+async def test_a_start_killed_before_guests_came_in_leaves_no_copy_suspect(live_set: LiveSets) -> None:
+    """It died while its watcher was not there yet; the stop that follows finds a set that nobody watches."""
+    live = live_set(size_bytes=4 * MIB)
+    await live.create()
+    live.dies_at("watcher:ensure", "start", NAME)
+    assert (await live.sets.stop(NAME)).changed
+    await live.start()
+    assert (await status_of(live.sets)).state == "healthy"
+
+
+async def served_unwatched_until_a_killed_stop(live: LiveSet) -> None:
+    await live.create()
+    await live.start()
+    end_watcher(live.directories.state_dir(NAME))
+    live.fill()
+    live.dies_at("watcher:outlast_throttle", "stop", NAME)
+    assert "volume" not in (await asyncio.to_thread(live.leftovers))["exports"]
+
+
+async def test_what_a_killed_stop_had_withdrawn_counts_as_served(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await served_unwatched_until_a_killed_stop(live)
+    await live.sets.stop(NAME)
+    await live.start()
+    assert {copy.state for copy in (await status_of(live.sets)).copies} == {"suspect"}
+
+
+async def test_a_watcher_that_comes_after_a_killed_stop_has_not_heard_all(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await served_unwatched_until_a_killed_stop(live)
+    by_hand = live.cli("watch", NAME)
+    try:
+        pid = process.running_pid(live.runtime)
+        assert pid is not None
+        wait_for(lambda: watcher.is_watched(live.sets._context(NAME), pid), "a watcher that listens")
+        await live.sets.stop(NAME)
+        await live.start()
+        assert {copy.state for copy in (await status_of(live.sets)).copies} == {"suspect"}
+    finally:
+        by_hand.kill()
+        by_hand.wait()
 
 
 # -- what an interrupted create may take back
