@@ -10,12 +10,12 @@ a copy is damaged or goes stale in between (each heal follows a fresh vote in wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from qorumctl.core.findings import Action, Finding
 from qorumctl.core.ranges import Range, RangeSet, coalesce, split
-from qorumctl.core.vote import NoMajority, Outvoted
+from qorumctl.core.vote import NoMajority
 from qorumctl.scrub.confirm import Confirmer, Round
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Fence, Supervisor
@@ -61,9 +61,9 @@ class Repairer:
                 self._confirmer.flush()
                 unflushed = False
             looked_at = self._confirmer.confirm([r for patient in attended.values() for r in patient.unproven])
-            wrong, hopeless, unknown = _sort_out(looked_at)
+            seen = _sort_out(looked_at)
             for i, patient in attended.items():
-                action = self._judge(patient, wrong, hopeless, unknown)
+                action = self._judge(patient, seen)
                 if action is not None:
                     done[i] = patient.finding.settled(action)
                     del patients[i]
@@ -83,23 +83,54 @@ class Repairer:
         patient.to_heal = []
         return True
 
-    def _judge(self, patient: _Patient, wrong: RangeSet, hopeless: RangeSet, unknown: RangeSet) -> Action | None:
+    def _judge(self, patient: _Patient, seen: _Seen) -> Action | None:
         """The finding's end, or None when it has to be looked at again."""
         at = patient.unproven
-        if any(hopeless.touches(r) for r in at):
+        if any(seen.hopeless.touches(r) for r in at):
             return Action.LEFT if patient.heals == 0 else Action.FAILED
-        still_wrong = [part for r in at for part in wrong.parts_of(r)]
+        still_wrong = coalesce(part for r in at for part in seen.still_wrong(r, _losers(patient.finding)))
         if patient.heals < len(self._plan.tuning.heal_bytes):
             patient.to_heal = still_wrong
         elif still_wrong:
             return Action.FAILED
-        patient.unproven = coalesce([*still_wrong, *(part for r in at for part in unknown.parts_of(r))])
+        patient.unproven = coalesce([*still_wrong, *(part for r in at for part in seen.unknown.parts_of(r))])
         return None if patient.unproven else Action.REPAIRED
 
 
-def _sort_out(looked_at: Round) -> tuple[RangeSet, RangeSet, RangeSet]:
-    """What is still outvoted, what has lost its majority, and what guests wrote meanwhile. A sector that some copy
-    cannot read is none of these: QEMU leaves such a copy out of the vote and does not rewrite it."""
-    outvoted = [r.range for r in looked_at.damaged if isinstance(r.verdict, Outvoted) and r.verdict.losers]
-    hopeless = [r.range for r in looked_at.damaged if isinstance(r.verdict, NoMajority)]
-    return RangeSet(outvoted), RangeSet(hopeless), RangeSet(looked_at.busy)
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a verification saw: what is still outvoted, what has lost its majority, what guests wrote meanwhile, and
+    what each copy could not read."""
+
+    outvoted: RangeSet
+    hopeless: RangeSet
+    unknown: RangeSet
+    unreadable: Mapping[str, RangeSet]
+
+    def still_wrong(self, r: Range, losers: frozenset[str]) -> Iterator[Range]:
+        """A loser that cannot be read any more is not repaired: a rewrite that fails often leaves such a sector. Of
+        another copy it says nothing: QEMU leaves that one out of the vote and does not rewrite it."""
+        yield from self.outvoted.parts_of(r)
+        for name in losers & self.unreadable.keys():
+            yield from self.unreadable[name].parts_of(r)
+
+
+def _sort_out(looked_at: Round) -> _Seen:
+    outvoted: list[Range] = []
+    hopeless: list[Range] = []
+    unreadable: dict[str, list[Range]] = {}
+    for run in looked_at.damaged:
+        if isinstance(run.verdict, NoMajority):
+            hopeless.append(run.range)
+        elif run.verdict.losers:
+            outvoted.append(run.range)
+        for name in run.verdict.unreadable:
+            unreadable.setdefault(name, []).append(run.range)
+    deaf = {name: RangeSet(ranges) for name, ranges in unreadable.items()}
+    return _Seen(RangeSet(outvoted), RangeSet(hopeless), RangeSet(looked_at.busy), deaf)
+
+
+def _losers(finding: Finding) -> frozenset[str]:
+    """Who is to be rewritten. Not `copies`, which blames nobody after an unclean stop. Versions are sorted by votes,
+    and a strict majority has the most."""
+    return frozenset(name for version in finding.versions[1:] for name in version.copies)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qorumctl.copies.memory import MemoryCopy
-from qorumctl.core.findings import Action, Finding
+from qorumctl.core.findings import Action, Cause, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import CopyError
 from qorumctl.scrub.confirm import Confirmer
@@ -119,3 +121,22 @@ def test_what_a_crashed_run_has_healed_is_flushed_too() -> None:
     bench.copies[1].__class__ = Volatile
     with pytest.raises(CopyError, match="Copy b did not confirm"):
         bench.repairer.repair(findings, just_confirmed=False)
+
+
+@pytest.mark.parametrize("blamed", [True, False])
+def test_a_sector_that_cannot_be_read_after_the_heal_is_not_repaired(blamed: bool) -> None:
+    """The disk fails the rewrite, silently for QEMU, and from then on the read. After an unclean stop nobody is blamed,
+    and the sector is not repaired either."""
+    bench = Bench("AAAA", "AXAA", "AAAA")
+    findings = bench.findings()
+    if not blamed:
+        findings = {i: replace(f, copies=(), cause=Cause.UNCLEAN_SHUTDOWN) for i, f in findings.items()}
+    bench.fence.on_heal = lambda _: bench.copies[1].unreadable.add(1)
+    assert actions(bench.repairer.repair(findings, just_confirmed=True)) == [Action.FAILED]
+
+
+def test_a_winner_that_cannot_be_read_any_more_does_not_keep_the_loser_from_being_repaired() -> None:
+    bench = Bench("AAAA", "AXAA", "AAAA")
+    findings = bench.findings()
+    bench.fence.on_heal = lambda _: bench.copies[2].unreadable.add(1)
+    assert actions(bench.repairer.repair(findings, just_confirmed=True)) == [Action.REPAIRED]
