@@ -5,7 +5,8 @@ Interleavings considered, each with a test: the guest writes the range before, d
 serialising request, the verification has a watch of its own: a range written meanwhile is looked at again, never
 "failed"); the rewrite fails silently (the verification sees it, the heal is repeated, then the finding is `failed`);
 we are killed anywhere (findings are on record as pending before the first heal; a resumed run looks before it heals);
-a copy is damaged or goes stale in between (each heal follows a fresh vote in which `threshold` current copies agree).
+a copy is damaged or goes stale in between (each heal follows a fresh vote in which `threshold` current copies agree);
+the power of a copy fails (what was seen equal is flushed after that, and only then put down as repaired).
 """
 
 from __future__ import annotations
@@ -47,8 +48,6 @@ class Repairer:
         """
         patients = {i: _Patient(f, [f.range], to_heal=[f.range] if just_confirmed else []) for i, f in findings.items()}
         done: dict[int, Finding] = {}
-        # A heal that a crash interrupted may have been carried out, and lie in a volatile cache still.
-        unflushed = not just_confirmed
         for _ in range(self._plan.tuning.repair_rounds):
             if self._supervisor.stop_requested() is not None:
                 break
@@ -57,16 +56,18 @@ class Repairer:
             attended = {i: patient for i, patient in patients.items() if not patient.to_heal}
             if not attended:
                 break
-            if unflushed or any(healed):
+            if any(healed):
+                # What is read then has been through the cache.
                 self._confirmer.flush()
-                unflushed = False
             looked_at = self._confirmer.confirm([r for patient in attended.values() for r in patient.unproven])
             seen = _sort_out(looked_at)
-            for i, patient in attended.items():
-                action = self._judge(patient, seen)
-                if action is not None:
-                    done[i] = patient.finding.settled(action)
-                    del patients[i]
+            ended = {i: action for i, patient in attended.items() if (action := self._judge(patient, seen)) is not None}
+            if Action.REPAIRED in ended.values():
+                # Whoever made it equal: a heal that was given up and went through in the drain of this look, a crashed
+                # run's, or a guest's read may have done so after the flush above.
+                self._confirmer.flush()
+            for i, action in ended.items():
+                done[i] = patients.pop(i).finding.settled(action)
         return done
 
     def _heal(self, patient: _Patient) -> bool:
