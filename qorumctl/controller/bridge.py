@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
@@ -34,7 +35,7 @@ class LiveFence:
     """A scrub.ports.Fence on a running set. Used by the engine's thread; QMP runs in `loop`, elsewhere.
 
     `hang_up` closes the engine's own data connections. It is called when a drain misses its deadline: whoever holds
-    the drain up, it must not be us.
+    the drain up, it must not be us. `sign_of_life` asks each copy for an answer; it raises CopyUnavailableError.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class LiveFence:
         timeouts: Timeouts,
         size_bytes: int,
         hang_up: Callable[[], None],
+        sign_of_life: Callable[[], None],
     ) -> None:
         self._quorum = quorum
         self._loop = loop
@@ -52,6 +54,7 @@ class LiveFence:
         self._timeouts = timeouts
         self._size_bytes = size_bytes
         self._hang_up = hang_up
+        self._sign_of_life = sign_of_life
         self._heal_link: NbdLink | None = None
         self._stalled = False
         # Unique beyond this process: what a crashed one left must never be taken for ours.
@@ -92,8 +95,19 @@ class LiveFence:
 
     def forget(self, watches: Iterable[Watch]) -> None:
         # A stalled monitor would keep each clean-up waiting for another deadline; the next command sweeps.
-        if not self._stalled:
-            self._call(self._quorum.forget(list(watches)))
+        if self._stalled:
+            return
+        tidying = self._quorum.forget(list(watches))
+        # Something has failed, and we are on our way out. A daemon that does not even answer now is itself what hangs,
+        # and not the copy that seemed to.
+        self._call(tidying if sys.exception() is None else self._soon(tidying))
+
+    async def _soon(self, tidying: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(self._timeouts.monitor_s):
+                await tidying
+        except TimeoutError:
+            raise self._quorum.monitor.stalled("what it was asked", self._timeouts.monitor_s) from None
 
     def heal(self, at: Range) -> bool:
         """A fenced read waits for overlapping writes, and new ones overtake it: under sustained writes it starves.
@@ -102,8 +116,10 @@ class LiveFence:
             if self._heal_link is None:
                 self._heal_link = NbdLink(self._socket, HEAL, who="The heal export", timeout_s=self._timeouts.copy_s)
             return self._heal(self._heal_link, at)
-        except CopyUnavailableError:
+        except CopyUnavailableError as error:
             self.close()
+            if error.copy is not None:
+                raise
             return False
 
     def _heal(self, link: NbdLink, at: Range) -> bool:
@@ -119,6 +135,8 @@ class LiveFence:
         return answer
 
     def _kick(self, link: NbdLink, ticket: Ticket) -> bool | None:
+        # What waits may wait for a copy that hangs, and a drain would then block every monitor.
+        self._sign_of_life()
         kick: Future[None] = asyncio.run_coroutine_threadsafe(self._quorum.kick(), self._loop)
         answer: bool | None = None
         try:

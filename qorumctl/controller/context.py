@@ -14,10 +14,10 @@ from pathlib import Path
 from qorumctl import definitions
 from qorumctl.controller.options import Timeouts
 from qorumctl.daemon import process
-from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.client import Monitor, suspended
 from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import DaemonGoneError, LockedError, StoreError
+from qorumctl.errors import DaemonError, DaemonGoneError, DaemonStalledError, LockedError, StoreError
 from qorumctl.files import reason
 from qorumctl.model.spec import SetSpec
 from qorumctl.paths import Directories
@@ -113,7 +113,7 @@ class SetContext:
         limit_s = self.timeouts.monitor_s if timeout_s is None else timeout_s
         descriptor = await self._queue(limit_s)
         try:
-            async with await Monitor.open(self.runtime.control_sock, timeout_s=limit_s) as monitor:
+            async with await self._open(self.runtime.control_sock, self.runtime.scrub_sock, limit_s) as monitor:
                 yield monitor
         finally:
             os.close(descriptor)
@@ -121,11 +121,38 @@ class SetContext:
     @asynccontextmanager
     async def scrub_monitor(self) -> AsyncIterator[Monitor]:
         """The monitor of whoever holds the set's lock; `status`, which holds none, uses the other one."""
-        async with await Monitor.open(self.runtime.scrub_sock, timeout_s=self.timeouts.monitor_s) as monitor:
+        limit_s = self.timeouts.monitor_s
+        async with await self._open(self.runtime.scrub_sock, self.runtime.control_sock, limit_s) as monitor:
             yield monitor
 
     async def _queue(self, limit_s: float) -> int:
         path = self.runtime.directory / "control.lock"
+    async def _open(self, path: Path, other: Path, limit_s: float) -> Monitor:
+        """`other`: a daemon that hangs answers on no monitor; one that answers there has a stranger on this one."""
+        try:
+            return await Monitor.open(path, timeout_s=limit_s)
+        except DaemonStalledError as stalled:
+            if (told := suspended(path, self.pid())) is not None:
+                raise told from None
+            try:
+                await (await Monitor.open(other, timeout_s=limit_s / 2)).close()
+            except DaemonError:
+                if path == self.runtime.control_sock and SetLock.held_by(self.state_dir) is not None:
+                    # The other one may be in use by that command.
+                    raise stalled from None
+                raise DaemonStalledError(
+                    f"The daemon of {self.name} does not answer: it waits for a copy, or for a guest, that hangs.",
+                    remedy="Look at the storage of its copies, and at its guests.",
+                    set_name=self.name,
+                    path=str(path),
+                ) from None
+        raise DaemonStalledError(
+            f"Another program holds the monitor {path}; the daemon of {self.name} itself answers.",
+            remedy="Find it with 'ss -xp' and end it: this monitor is for qorumctl alone, and serves one at a time.",
+            set_name=self.name,
+            path=str(path),
+        )
+
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:

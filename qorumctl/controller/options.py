@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from qorumctl.core.ranges import Range
+from qorumctl.errors import UsageError
+
+_MOST_S = 86400.0
+_VARIABLES = {
+    "QORUM_TIMEOUT_COPY": "copy_s",
+    "QORUM_TIMEOUT_DRAIN": "drain_s",
+    "QORUM_TIMEOUT_HEAL": "heal_s",
+    "QORUM_TIMEOUT_MONITOR": "monitor_s",
+    "QORUM_TIMEOUT_STATUS": "status_s",
+    "QORUM_TIMEOUT_STOP": "stop_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Deadlines in seconds. Each can be raised for slow storage; none can be switched off."""
+    """Deadlines in seconds. Each can be raised for slow storage, by QORUM_TIMEOUT_DRAIN and so on; none can be switched
+    off."""
 
     drain_s: float = 30.0
     """A drain costs the slowest write in flight. Past this, a copy or a client hangs."""
@@ -27,6 +41,22 @@ class Timeouts:
     watcher_s: float = 10.0
     """A new watcher listens after half a second, more on a busy machine; an old one has written down what it heard
     in milliseconds."""
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str] | None = None) -> Self:
+        """QORUM_TIMEOUT_COPY=90 is `copy_s` 90. Raises UsageError for what is no number of seconds."""
+        env = os.environ if env is None else env
+        return cls(**{field: _seconds(name, env[name]) for name, field in _VARIABLES.items() if env.get(name)})
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        value = float(text.strip().removesuffix("s"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= _MOST_S:
+        raise UsageError(f"{name} is '{text}', which is no number of seconds.", remedy="Use one from 0.1 to 86400.")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class QuorumSets:
 
     def __init__(self, directories_: Directories | None = None, *, timeouts: Timeouts | None = None) -> None:
         self._directories = directories_ or directories()
-        self._timeouts = timeouts or Timeouts()
+        self._timeouts = timeouts or Timeouts.from_environment()
 
     def names(self) -> list[str]:
         """All that are defined, sorted."""

@@ -146,12 +146,12 @@ class NbdLink:
         answer = self.wait(Ticket(at, cookie), self._timeout_s)
         if answer is None:
             self.close()
-            raise self._gone(f"did not answer {what} at offset {at.offset} within {self._timeout_s:g} s")
+            raise self._gone(f"did not answer {what} within {self._timeout_s:g} s")
         return answer
 
     def complete(self, ticket: Ticket) -> bool:
         """Waits for a read or a write. False: it failed."""
-        return self._finish(ticket.cookie, ticket.range, "a request")
+        return self._finish(ticket.cookie, ticket.range, f"a request at offset {ticket.range.offset}")
 
     def read(self, at: Range) -> bytearray | None:
         """None where the server answers with an error."""

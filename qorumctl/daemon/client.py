@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import socket as sockets
+import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -42,6 +43,7 @@ _BACKLOG_RETRY_S = 0.02
 _MOST_EVENTS = 1000
 """Kept for a reader that is held up. QEMU throttles what we listen to to some events a second: minutes of it."""
 _LOOK_AGAIN_S = 1.0
+_WHO = "See which process listens there ('ss -xlp'); if it is the set's daemon, run 'qorumctl doctor'."
 RawEvent = Mapping[str, Any]
 """An event as the daemon tells it: `event`, `data`, `timestamp`."""
 
@@ -55,9 +57,10 @@ if _library_log.level == logging.NOTSET:
 class Monitor:
     """An open monitor: `async with await Monitor.open(path) as monitor`. Concurrent `execute` calls are safe."""
 
-    def __init__(self, client: QMPClient, socket: Path) -> None:
+    def __init__(self, client: QMPClient, socket: Path, peer: int | None) -> None:
         self._client = client
         self._socket = socket
+        self._peer = peer
 
     @classmethod
     async def open(cls, socket: Path, *, timeout_s: float = 5.0) -> Self:
@@ -66,19 +69,20 @@ class Monitor:
         A monitor serves one client; a second one is queued in the socket's backlog and hangs. So: DaemonStalledError
         after `timeout_s`. DaemonGoneError when nothing listens, DaemonError when it is not ours to open.
         """
-        client = QMPClient()
+        client, peer = QMPClient(), None
         # Its queue and its history grow without bound, and nobody here waits for events. It cannot be removed.
         client.events.event_filter = lambda _event: False
         try:
             async with asyncio.timeout(timeout_s):
                 connected = await _connect(socket)
+                peer = _peer(connected)
                 try:
                     await client.connect(connected)
                 except BaseException:
                     connected.close()
                     raise
         except TimeoutError:
-            raise DaemonStalledError(
+            raise suspended(socket, peer) or DaemonStalledError(
                 f"The monitor {socket} did not answer within {timeout_s:g} s: "
                 "either the daemon hangs, or another client holds the monitor.",
                 remedy="Wait for the other command to end; if there is none, a copy of the set does not answer.",
@@ -87,8 +91,12 @@ class Monitor:
         except ConnectError as error:
             if isinstance(error.exc, EOFError | ConnectionError):
                 raise _gone(socket) from None
-            raise DaemonError(f"The monitor {socket} cannot be used: {error}.", path=str(socket)) from None
-        return cls(client, socket)
+            raise DaemonError(
+                f"The monitor {socket} cannot be used: what answers there does not speak as QEMU does.",
+                remedy=_WHO,
+                path=str(socket),
+            ) from None
+        return cls(client, socket, peer)
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float | None = None
@@ -104,22 +112,28 @@ class Monitor:
             async with asyncio.timeout(deadline_s):
                 reply = await self._client.execute(command, arguments)
         except TimeoutError:
-            raise DaemonStalledError(
-                f"qemu-storage-daemon did not finish {command} within {deadline_s:g} s.",
-                remedy="A copy or a client does not answer and holds it up: look at the copies' storage.",
-                path=str(self._socket),
-            ) from None
+            raise self.stalled(command, deadline_s) from None
         except ExecuteError as error:
             _log.debug("%s: refused: %s", command, error)
             raise CommandError(command, error.error_class, str(error)) from None
         except (ExecInterruptedError, StateError, ConnectionError):
             raise _gone(self._socket, command) from None
         except QMPError as error:
-            raise DaemonError(f"The answer to {command} makes no sense: {error}.", path=str(self._socket)) from None
+            raise DaemonError(
+                f"The answer to {command} makes no sense ({type(error).__name__}).", remedy=_WHO, path=str(self._socket)
+            ) from None
         if _log.isEnabledFor(logging.DEBUG):
             taken_ms = (time.monotonic() - began_s) * 1e3
             _log.debug("%s: %d bytes in %.1f ms", command, len(json.dumps(reply)), taken_ms)
         return reply
+
+    def stalled(self, command: str, deadline_s: float) -> DaemonStalledError:
+        """What to raise when the daemon did not finish this in time. `command`: a name, or what it was doing."""
+        return suspended(self._socket, self._peer) or DaemonStalledError(
+            f"qemu-storage-daemon did not finish {command} within {deadline_s:g} s.",
+            remedy="A copy or a client does not answer and holds it up: look at the copies' storage.",
+            path=str(self._socket),
+        )
 
     def listen(self, *names: str) -> EventStream:
         """From this call on, events of these names are kept; `EventStream.read` gives them."""
@@ -205,9 +219,41 @@ async def _connect(path: Path) -> sockets.socket:
             ) from None
         if isinstance(error, OSError):
             raise DaemonError(
-                f"The monitor {path} cannot be opened: {error.strerror or error}.", path=str(path)
+                f"The monitor {path} cannot be opened: {error.strerror or error}.",
+                remedy="Start the set again.",
+                path=str(path),
             ) from None
         raise
+
+
+def _peer(connected: sockets.socket) -> int | None:
+    """The pid of whoever listens at the other end."""
+    with contextlib.suppress(OSError):
+        pid, _, _ = struct.unpack("3i", connected.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, 12))
+        return int(pid) or None
+    return None
+
+
+def suspended(socket: Path, pid: int | None) -> DaemonStalledError | None:
+    """Why the daemon behind this monitor is silent, where its process tells: it was stopped, or waits in the kernel for
+    its storage."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+    if state in "Tt":
+        return DaemonStalledError(
+            f"qemu-storage-daemon (pid {pid}) was stopped by a signal and answers nobody.",
+            remedy=f"Let it go on with 'kill -CONT {pid}'.",
+            path=str(socket),
+        )
+    if state == "D":
+        return DaemonStalledError(
+            f"qemu-storage-daemon (pid {pid}) waits in the kernel for storage that does not answer.",
+            remedy="Look at the storage of the set's local copies.",
+            path=str(socket),
+        )
+    return None
 
 
 def _gone(socket: Path, command: str | None = None) -> DaemonGoneError:

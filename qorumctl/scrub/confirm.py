@@ -49,8 +49,8 @@ class Confirmer:
         self._supervisor = supervisor
 
     def confirm(self, suspects: Sequence[Range], *, earlier: Watch | None = None) -> Round:
-        """One round over all suspects at once. `earlier`: an open watch, frozen at the same instant as this round's.
-        Raises Stopped."""
+        """One round over all suspects at once. `earlier`: an open watch, frozen at the same instant as this round's and
+        then forgotten. Raises Stopped."""
         self._supervisor.suspend_if_requested()
         self._ask_for_a_sign_of_life()
         asked = RangeSet(suspects)
@@ -63,7 +63,9 @@ class Confirmer:
             written = self._fence.written(watch, [run.range for run in differing]) if differing else []
             written_before = self._fence.written(earlier, suspects) if earlier is not None else []
         finally:
-            self._fence.forget([watch])
+            # Both: taking the export of a watch away changes the graph, and so it drains. After a heal that waits for a
+            # copy that hangs, that would block every monitor.
+            self._fence.forget([watch] if earlier is None else [earlier, watch])
         excused = RangeSet(written)
         damaged = [part for run in differing for part in cut(run, excused.rest_of(run.range))]
         busy = intersect((run.range for run in differing), written)
