@@ -6,6 +6,7 @@
     ├── RefusedError           1   a safety rule forbids it; nothing was changed
     ├── LockedError            1   another command holds the set (or the daemon's monitor)
     ├── StoreError             1   the set's state database cannot be read or written
+    │   └── DamagedStateError      it holds what no qorumctl has written, and no waiting mends that
     ├── CopyError              1   one copy is at fault (it is named)
     │   └── CopyUnavailableError   the copy does not answer at all: gone, hung, or every read fails
     └── DaemonError            1   qemu-storage-daemon
@@ -68,6 +69,10 @@ class LockedError(QorumError):
 
 class StoreError(QorumError):
     code = "store"
+
+
+class DamagedStateError(StoreError):
+    code = "state-damaged"
 
 
 class CopyError(QorumError):

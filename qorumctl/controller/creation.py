@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from qorumctl import definitions, identity, image_use, images
-from qorumctl.controller import interrupted
+from qorumctl.controller import interrupted, record
 from qorumctl.controller.comparison import compare
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deletion import forget_history
@@ -226,11 +226,13 @@ async def _make(context: SetContext, copies: tuple[CopySpec, ...], options: Crea
                 made.append((descriptor, source.path))
             await _format(context, made, files, spec.size)
             identity.found(spec, identity.this_host())
+            record.begin(context, spec)
             definitions.save(context.definition_path, spec)
         except BaseException:
             for descriptor, path in made:
                 if images.remove_created(descriptor, path):
                     identity.remove(path)
+            forget_history(context)
             interrupted.conclude(context)
             raise
     interrupted.conclude(context)
@@ -277,11 +279,13 @@ async def _adopt(
     interrupted.announce(context, spec, makes_images=False)
     try:
         identity.found(spec, identity.this_host())
+        record.begin(context, spec)
         definitions.save(context.definition_path, spec)
     except BaseException:
         for copy in spec.copies:
             if isinstance(copy.source, FileSource):
                 identity.remove(copy.source.path)
+        forget_history(context)
         interrupted.conclude(context)
         raise
     interrupted.conclude(context)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qorumctl.controller import watcher
+from qorumctl.controller import record, watcher
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.lifecycle import definition_differs
@@ -50,6 +50,9 @@ class _History:
     open_findings: int = 0
     open_by_copy: dict[str, int] = field(default_factory=dict)
     without_majority: list[FindingDocument] = field(default_factory=list)
+    owner: str | None = None
+    lost: bool = False
+    """The set has none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ async def status(context: SetContext) -> SetStatus:
     spec = context.spec() if history.running_spec is None or pid is None else history.running_spec
     live = await _live(context, spec) if pid is not None else None
     copies = [_copy_status(spec, name, history, live) for name in spec.copy_names]
+    history.lost = not record.is_of(history.owner, spec)
     state, reason = _judge(context, history, live, copies)
     return SetStatus(
         set=spec.name,
@@ -130,6 +134,7 @@ def _history(context: SetContext, pid: int | None) -> _History:
     holder = SetLock.held_by(context.state_dir)
     with context.store(read_only=True) as store:
         history.running_spec = context.running_spec(store)
+        history.owner = record.owner(store)
         history.uncompared = context.uncompared(store)
         history.suspicions = store.suspicions()
         history.counts = store.copy_counts()
@@ -213,6 +218,10 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
 
 
 def _missed(known: Suspicion) -> str:
+    if known.why == record.FORGOTTEN:
+        return (
+            f"may have missed a write: {known.why}, seen at {_moment(known.since)}; it has no vote until it is compared"
+        )
     often = f", {known.count} reports since" if known.count > 1 else ""
     return f"has missed a write: {known.why}, first at {_moment(known.since)}{often}"
 
@@ -232,6 +241,8 @@ def _judge(
             )
         if history.uncompared:
             return SetState.STOPPED, "The set was not stopped in order; the next start compares the copies."
+        if history.lost:
+            return SetState.STOPPED, "The record of the set was lost; the next start begins a new one."
         return SetState.STOPPED, "The set is not running."
     if live.stalled:
         return SetState.STALLED, live.problem
@@ -251,6 +262,8 @@ def _judge(
                 "count: it has missed a write.",
             )
         return SetState.DAMAGED, f"No majority at offset {first.offset} ({first.length} bytes): reading there fails."
+    if history.lost:
+        return SetState.DEGRADED, f"The record of the set was lost: 'qorumctl scrub {context.name}' begins a new one."
     may_have = [copy for copy in copies if (copy.note or "").startswith(_MAY_HAVE)]
     for copy in copies:
         if copy.state is not CopyState.CURRENT and (copy not in may_have or len(may_have) < len(copies)):

@@ -10,19 +10,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from qorumctl import definitions, identity
-from qorumctl.controller import suspects, watcher
+from qorumctl.controller import record, suspects, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.scrubbing import ScrubJob, run
 from qorumctl.controller.vetting import group_of, recheck, vet
-from qorumctl.controller.withdrawal import withdraw_and_flush
+from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.findings import Cause
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.features import missing_features
-from qorumctl.daemon.graph import VOLUME
+from qorumctl.daemon.graph import HEAL, VOLUME, copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import (
     CopyUnavailableError,
@@ -49,13 +49,16 @@ _KILLED_S = 5.0
 async def start(context: SetContext, *, now: bool, takeover: bool, observer: Observer, control: ScrubControl) -> Result:
     """Starts and assembles the set; under its lock. A set that runs already is left as it is."""
     if await is_up(context):
-        return await already_up(context)
+        lost = record.secure(context, spec_in_force(context), None)
+        found = await already_up(context)
+        return found.model_copy(update={"warnings": [*([lost] if lost else []), *found.warnings]})
     spec = context.spec()
     who = vet(context, spec, takeover=takeover)
     group = group_of(spec)
     await end_leftover(context)
     prepare_directories(context, group)
     attempt = _Attempt(context, spec)
+    lost = record.secure(context, spec, who)
     with context.store() as store:
         unclean = who.unclean or context.uncompared(store) or context.died(store)
         # On record before anything is begun: a failed start must not make a set look clean that was not.
@@ -79,6 +82,7 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
         identity.commit_start(spec, who, host, generation)
         if unclean and not now:
             recovery = await _recover(context, quorum, spec, observer, control)
+            record.refuse_doubt(context, spec, recovery)
         _open_socket(context, spec, group)
         with context.store() as store:
             context.note_running(store, spec)
@@ -99,7 +103,7 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
         set=spec.name,
         command="start",
         changed=True,
-        warnings=warnings,
+        warnings=[*([lost] if lost else []), *warnings],
         recovery=recovery.run if recovery else None,
     )
 
@@ -284,7 +288,7 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     wait_s = context.timeouts.stop_s
     watched = watcher.listens(context, pid)
     try:
-        flushed = await withdraw_and_flush(context, spec, force=force)
+        flushed = await _withdraw_and_flush(context, spec, force=force)
         if flushed is False:
             warnings.append("Not every copy confirmed its flush: the next start compares the copies.")
     except DaemonStalledError:
@@ -293,8 +297,6 @@ async def stop(context: SetContext, *, force: bool) -> Result:
         flushed, wait_s = False, _KILLED_S
         process.terminate(context.runtime, pid)
         warnings.append("The daemon did not answer and was ended: the next start compares the copies.")
-            forcing = "--force kills the daemon instead, and the next start compares the copies."
-            error.remedy = f"{error.remedy} {forcing}"
     if not await process.wait_gone(context.runtime, pid, deadline_s=wait_s):
         if not force:
             raise DaemonStalledError(
@@ -332,8 +334,15 @@ def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None, hea
             if stale and clean:
                 names = ", ".join(sorted(stale))
                 warnings.append(f"Copy {names} has missed writes: the next start compares the copies.")
+            lost = not record.is_there(store, spec)
+            if lost:
+                warnings.append(f"The record of {spec.name} was lost: the next start compares the copies.")
             uncompared = (
-                context.uncompared(store) or clean is False or (clean is None and context.died(store)) or bool(stale)
+                context.uncompared(store)
+                or clean is False
+                or (clean is None and context.died(store))
+                or bool(stale)
+                or lost
             )
             context.note_uncompared(store, uncompared)
             context.note_running(store, None)
@@ -362,6 +371,37 @@ def spec_in_force(context: SetContext) -> SetSpec:
     with contextlib.suppress(StoreError), context.store(read_only=True) as store:
         running = context.running_spec(store)
     return running or context.spec()
+
+
+async def _withdraw_and_flush(context: SetContext, spec: SetSpec, *, force: bool) -> bool | None:
+    """Whether all copies have confirmed a flush after the last guest was gone; None where the set was not assembled, so
+    that there never was one. Asks the daemon to end."""
+    async with context.scrub_monitor() as monitor:
+        quorum: QuorumSet = context.quorum(spec, monitor)
+        state = await quorum.describe()
+        await quorum.sweep()
+        await quorum.withdraw_volume(force=force)
+        flushed = None
+        if state.assembled:
+            # The quorum's flush succeeds with the threshold; so each copy is asked as well.
+            exports = (HEAL, *map(copy_node, state.copies))
+            flushed = all([await asyncio.to_thread(_flush, context, export) for export in exports])
+        await watcher.outlast_throttle(context)
+        await quorum.quit()
+        return flushed
+
+
+def _flush(context: SetContext, export: str) -> bool:
+    try:
+        link = NbdLink(context.runtime.nbd_sock, export, who="The set", timeout_s=context.timeouts.stop_s)
+    except CopyUnavailableError:
+        return False
+    try:
+        return link.flush()
+    except CopyUnavailableError:
+        return False
+    finally:
+        link.close()
 
 
 def definition_differs(running: SetSpec | None, spec: SetSpec) -> bool:

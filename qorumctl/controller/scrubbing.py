@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -19,10 +20,10 @@ from qorumctl.copies.base import CopyReader
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Cause, Checkpoint, Finding
 from qorumctl.core.progress import Progress
-from qorumctl.core.ranges import SECTOR_BYTES, Range
+from qorumctl.core.ranges import Range
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import QorumError
+from qorumctl.errors import QorumError, StoreError
 from qorumctl.model.report import Mode, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.scrub.engine import Scrub
@@ -95,7 +96,9 @@ def _run(
         try:
             reason = _engine(context, job, store, record, supervisor, loop)
         except QorumError as error:
-            store.fail_run(record.id, str(error))
+            # Where that cannot be noted either, the run reads as cut off: it can be resumed all the same.
+            with contextlib.suppress(StoreError):
+                store.fail_run(record.id, str(error))
             raise
         supervisor.tell()
         if reason is None:
@@ -125,11 +128,7 @@ def _engine(
     fence: LiveFence | QuietFence = QuietFence()
     socket = context.runtime.nbd_sock
     if job.quorum is not None:
-    def sign_of_life() -> None:
-        for reader in readers:
-            reader.observe(Range(0, SECTOR_BYTES))
-
-        fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up, sign_of_life)
+        fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up)
     try:
         for name in job.spec.copy_names:
             readers.append(NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s))

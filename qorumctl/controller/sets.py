@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
 from qorumctl import definitions
-from qorumctl.controller import creation, deletion, inspection, interrupted, lifecycle, scrubbing, vetting, watching
+from qorumctl.controller import (
+    creation,
+    deletion,
+    inspection,
+    interrupted,
+    lifecycle,
+    record,
+    scrubbing,
+    vetting,
+    watching,
+)
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
@@ -31,6 +42,7 @@ from qorumctl.store import RunState, SetLock
 from qorumctl.store.records import Request
 
 _POLL_S = 0.05
+_log = logging.getLogger("qorumctl.sets")
 
 
 class QuorumSets:
@@ -41,7 +53,7 @@ class QuorumSets:
 
     def __init__(self, directories_: Directories | None = None, *, timeouts: Timeouts | None = None) -> None:
         self._directories = directories_ or directories()
-        self._timeouts = timeouts or Timeouts.from_environment()
+        self._timeouts = timeouts or Timeouts()
 
     def names(self) -> list[str]:
         """All that are defined, sorted."""
@@ -220,6 +232,7 @@ class QuorumSets:
                         remedy=f"Run 'qorumctl start {name}'.",
                         set_name=name,
                     )
+                _tell(record.secure(context, spec, None))
                 with context.store() as store:
                     cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
                 job = scrubbing.ScrubJob(spec, mode, options, quorum, cause)
@@ -234,6 +247,7 @@ class QuorumSets:
     ) -> ScrubReport:
         """Compares copies that nobody uses: opened read-only by a daemon of its own, which ends with the scrub."""
         who = vetting.vet(context, spec, takeover=False)
+        _tell(record.secure(context, spec, who))
         with context.store() as store:
             unclean = who.unclean or context.uncompared(store) or context.died(store)
         job = scrubbing.ScrubJob(spec, "report", options, None, Cause.UNCLEAN_SHUTDOWN if unclean else None)
@@ -302,6 +316,11 @@ class QuorumSets:
         context = self._context(name)
         context.spec()
         return context
+
+
+def _tell(lost: str | None) -> None:
+    if lost is not None:
+        _log.warning("%s", lost)
 
 
 def _settles_an_unclean_stop(spec: SetSpec, report: ScrubReport) -> bool:

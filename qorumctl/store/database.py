@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from qorumctl.errors import StoreError
-from qorumctl.files import reason
-from qorumctl.paths import ensure_private
+from qorumctl.errors import DamagedStateError, StoreError
+from qorumctl.files import check_private, reason
+from qorumctl.paths import check_ours, ensure_private
+
+T = TypeVar("T")
 
 FILE_NAME = "state.db"
 BUSY_TIMEOUT_S = 10.0
@@ -50,17 +55,29 @@ CREATE TABLE events (
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_SCHEMA_1,)
+_APPLICATION = int.from_bytes(b"Qrum")
+_SCHEMA_2 = """
+ALTER TABLE findings ADD COLUMN newest_run INTEGER NOT NULL DEFAULT 0;
+UPDATE findings SET newest_run = max(run, (SELECT coalesce(max(id), 0) FROM runs WHERE started <= confirmed));
+INSERT INTO meta SELECT 'set', '' WHERE EXISTS (SELECT 1 FROM meta) OR EXISTS (SELECT 1 FROM runs);
+PRAGMA application_id = 1366455661;
+"""
+"""`newest_run`: the newest run that had begun when the finding was written. Which of two things was first must not be
+asked of the clock: it jumps. `set`: whose state this is; '' of one that was written before this was noted."""
+
+MIGRATIONS: tuple[str, ...] = (_SCHEMA_1, _SCHEMA_2)
 """MIGRATIONS[n] leads from version n to n + 1. Applied in one transaction; never changed once released."""
 
 
 class Database:
     """One connection, usable from several threads: each transaction holds a lock of this process."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, on_disk: bool) -> None:
         self.path = path
         self._connection = connection
         self._lock = threading.RLock()
+        files = [path, Path(f"{path}-wal")] if on_disk else []
+        self._files = {file: _inode(file) for file in files}
 
     @classmethod
     def open(cls, directory: Path, *, read_only: bool, migrations: tuple[str, ...] = MIGRATIONS) -> Database:
@@ -69,9 +86,11 @@ class Database:
         Raises StoreError, or RefusedError for a directory that is not ours.
         """
         path = directory / FILE_NAME
-        if read_only and not os.path.lexists(path):
-            return cls._connect(path, ":memory:", migrations, read_only=True)
-        if not read_only:
+        if read_only:
+            check_ours(directory)
+            if not os.path.lexists(path):
+                return cls._connect(path, ":memory:", migrations, read_only=True)
+        else:
             ensure_private(directory)
         _make_private_file(path)
         return cls._connect(path, str(path), migrations, read_only=read_only)
@@ -81,11 +100,17 @@ class Database:
         with translated(path):
             # isolation_level None: Python's module begins no transactions of its own.
             connection = sqlite3.connect(target, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            on_disk = target != ":memory:"
             try:
                 connection.row_factory = sqlite3.Row
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
+                # A damaged page is found when it is read, and nothing that stands in the file is a program.
+                connection.execute("PRAGMA cell_size_check=ON")
+                connection.execute("PRAGMA trusted_schema=OFF")
                 if _version(connection) != len(migrations) or not read_only:
+                    # Before the first change: what somebody else has put there is theirs.
+                    _check_ours(connection, path)
                     connection.execute("PRAGMA journal_mode=WAL")
                     _migrate(connection, path, migrations)
                 if read_only:
@@ -93,7 +118,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-        return cls(path, connection)
+        return cls(path, connection, on_disk=on_disk)
 
     def close(self) -> None:
         """Idempotent."""
@@ -112,6 +137,8 @@ class Database:
             except BaseException:
                 self._rollback()
                 raise
+            # Only now: what was renamed during the transaction has taken it along.
+            self._check_in_place()
 
     @contextmanager
     def write_lazily(self) -> Iterator[sqlite3.Connection]:
@@ -127,6 +154,26 @@ class Database:
             finally:
                 self._connection.execute("PRAGMA synchronous=FULL")
 
+    def check_whole(self) -> None:
+        """Reads all of it. DamagedStateError where anything is not as SQLite would have it."""
+        for row in self.rows("PRAGMA quick_check(1)"):
+            if row[0] != "ok":
+                raise damaged(self.path, str(row[0]).replace("\n", " "))
+
+    def _check_in_place(self) -> None:
+        """SQLite goes on writing to a file that was removed or replaced, and all of it is lost. Raises StoreError."""
+        for path, inode in self._files.items():
+            there = _inode(path)
+            if inode is None and path != self.path:
+                # The -wal is made with the first read or write.
+                self._files[path] = there
+            elif there != inode:
+                raise StoreError(
+                    f"The state {self.path} was removed or replaced while it was in use; what was noted in it is lost.",
+                    remedy=_anew(self.path),
+                    path=str(self.path),
+                )
+
     def rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
         """All rows of a small answer."""
         with self._lock, translated(self.path):
@@ -135,6 +182,14 @@ class Database:
     def row(self, query: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Row | None:
         rows = self.rows(query, parameters)
         return rows[0] if rows else None
+
+    def parse(self, function: Callable[[], T]) -> T:
+        """What `function` makes of rows that were read. SQLite keeps no checksums: a damaged page can hold rows that
+        look whole. StoreError where a value cannot be what we wrote."""
+        try:
+            return function()
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise damaged(self.path, f"a row holds what was never written ({type(error).__name__})") from error
 
     def _rollback(self) -> None:
         # SQLite has rolled back by itself after some errors (disk full among them).
@@ -148,6 +203,24 @@ class Database:
 
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Version 0 is an empty file, 1 was not signed yet. Raises DamagedStateError for another program's database."""
+    version = _version(connection)
+    signature = connection.execute("PRAGMA application_id").fetchone()[0]
+    if version == 0 and not signature and connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+        return
+    if version == 0 or signature != (0 if version == 1 else _APPLICATION):
+        raise damaged(path, "it is another program's database")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: tuple[str, ...]) -> None:
@@ -184,18 +257,29 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _make_private_file(path: Path) -> None:
-    """Exists, 0600, is no link. SQLite gives its -wal and -shm files the rights of the database."""
+    """Exists, 0600, is no link. SQLite gives its -wal and -shm files the rights of the database.
+
+    One that is there is not opened: closing it would drop the locks of every connection that this process has to it
+    (POSIX locks), and the next process to close its own would take the -wal away from them.
+    """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(fd).st_uid == os.geteuid():
-                os.fchmod(fd, 0o600)
-        finally:
-            os.close(fd)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        facts = path.lstat()
+        check_private(path, facts)
+        # SQLite would follow a link in their place.
+        for suffix in ("-wal", "-shm", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                beside = path.with_name(f"{path.name}{suffix}")
+                check_private(beside, beside.lstat())
+        if facts.st_uid == os.geteuid() and stat.S_IMODE(facts.st_mode) != 0o600:
+            path.chmod(0o600)
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise StoreError(
             f"The state {path} cannot be opened: {reason(error)}.",
-            remedy="Check the directory, its rights and its free space.",
+            remedy="Nothing was changed. Check what stands there, its rights, and the free space.",
             path=str(path),
         ) from error
 
@@ -206,15 +290,18 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        message, remedy = _words(error, path)
-        raise StoreError(message, remedy=remedy, path=str(path)) from error
+        raise _in_words(error, path) from error
 
 
-def _damaged(path: Path, detail: str) -> tuple[str, str]:
+def damaged(path: Path, detail: str) -> DamagedStateError:
+    return DamagedStateError(f"The state {path} is damaged: {detail}.", remedy=_anew(path), path=str(path))
+
+
+def _anew(path: Path) -> str:
+    name = path.parent.name
     return (
-        f"The state {path} is damaged: {detail}.",
-        "The images are not affected. Move state.db, state.db-wal and state.db-shm aside (keep them as evidence) and"
-        " scrub: history begins anew.",
+        f"The images are not affected. 'qorumctl scrub {name}', or 'start' where it is stopped, begins a new state,"
+        " keeps a damaged one aside, and compares the copies."
     )
 
 
@@ -235,8 +322,6 @@ def _failing(path: Path, detail: str) -> tuple[str, str]:
 
 
 _WORDS: dict[int, Callable[[Path, str], tuple[str, str]]] = {
-    sqlite3.SQLITE_CORRUPT: _damaged,
-    sqlite3.SQLITE_NOTADB: _damaged,
     sqlite3.SQLITE_FULL: _full,
     sqlite3.SQLITE_BUSY: _busy,
     sqlite3.SQLITE_LOCKED: _busy,
@@ -246,13 +331,17 @@ _WORDS: dict[int, Callable[[Path, str], tuple[str, str]]] = {
     sqlite3.SQLITE_AUTH: _rights,
     sqlite3.SQLITE_IOERR: _failing,
 }
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DAMAGE_WORDS = ("no such table", "no such column", "has no column", "malformed", "Could not decode to UTF-8")
+"""Errors that SQLite, or Python, reports under a code that says nothing."""
 
 
-def _words(error: sqlite3.Error, path: Path) -> tuple[str, str]:
+def _in_words(error: sqlite3.Error, path: Path) -> StoreError:
     # The low byte is the primary code; the rest says more (SQLITE_IOERR_WRITE). Python's own errors carry none.
     code: int = getattr(error, "sqlite_errorcode", 0)
     name: str = getattr(error, "sqlite_errorname", "")
     detail = f"{error} ({name})" if code & 0xFF == sqlite3.SQLITE_IOERR else str(error)
-    if "no such table" in detail or "no such column" in detail or "malformed" in detail:
-        return _damaged(path, detail)
-    return _WORDS.get(code & 0xFF, _failing)(path, detail)
+    if code & 0xFF in _DAMAGE or any(words in detail for words in _DAMAGE_WORDS):
+        return damaged(path, detail)
+    message, remedy = _WORDS.get(code & 0xFF, _failing)(path, detail)
+    return StoreError(message, remedy=remedy, path=str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 
 from qorumctl.core.findings import Checkpoint, Finding
 from qorumctl.core.ranges import Range
@@ -17,6 +18,8 @@ from qorumctl.store.records import (
     finding_from_rows,
     finding_values,
 )
+
+_NEWEST = "(SELECT max(id) FROM runs)"
 
 
 class RunJournal:
@@ -63,7 +66,8 @@ class RunJournal:
     def _replace(self, connection: sqlite3.Connection, finding_id: int, finding: Finding) -> None:
         columns = ", ".join(f"{column}=?" for column in FINDING_COLUMNS)
         changed = connection.execute(
-            f"UPDATE findings SET {columns} WHERE id = ? AND run = ? AND action = 'pending'",  # noqa: S608
+            f"UPDATE findings SET {columns}, newest_run = {_NEWEST}"  # noqa: S608 - constants
+            " WHERE id = ? AND run = ? AND action = 'pending'",
             (*finding_values(finding), finding_id, self.run_id),
         )
         if changed.rowcount != 1:
@@ -79,7 +83,7 @@ class RunJournal:
 def _insert(connection: sqlite3.Connection, run_id: int, finding: Finding) -> int:
     marks = ", ".join("?" for _ in FINDING_COLUMNS)
     cursor = connection.execute(
-        f"INSERT INTO findings (run, {', '.join(FINDING_COLUMNS)}) VALUES (?, {marks})",  # noqa: S608
+        f"INSERT INTO findings (newest_run, run, {', '.join(FINDING_COLUMNS)}) VALUES ({_NEWEST}, ?, {marks})",  # noqa: S608
         (run_id, *finding_values(finding)),
     )
     if cursor.lastrowid is None:
@@ -111,7 +115,7 @@ def finding(database: Database, finding_id: int) -> Finding | None:
 
 def _finding(database: Database, row: sqlite3.Row) -> Finding:
     versions = database.rows("SELECT * FROM versions WHERE finding = ? ORDER BY rank", (row["id"],))
-    return finding_from_rows(row, versions)
+    return database.parse(partial(finding_from_rows, row, versions))
 
 
 def settled_ranges(database: Database, run_id: int, from_offset: int) -> list[Range]:
@@ -124,4 +128,4 @@ def settled_ranges(database: Database, run_id: int, from_offset: int) -> list[Ra
         " WHERE run = ? AND action IN ('left', 'failed') AND start + length > ? ORDER BY start",
         (run_id, from_offset),
     )
-    return [Range(row["start"], row["length"]) for row in rows]
+    return database.parse(lambda: [Range(row["start"], row["length"]) for row in rows])

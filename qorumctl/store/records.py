@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from qorumctl.core.diagnosis import Diagnosis, Kind
 from qorumctl.core.findings import Action, Cause, Checkpoint, Finding, FindingVerdict, Source, Version
@@ -78,11 +78,45 @@ def ranges_to_json(ranges: Iterable[Range]) -> str:
     return json.dumps([[r.offset, r.length] for r in ranges], separators=(",", ":"))
 
 
+def names_from_json(text: str) -> list[str]:
+    """ValueError for anything but a list of texts."""
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("no list of names")
+    return names
+
+
+def _counts_from_json(text: str) -> dict[str, int]:
+    counts = json.loads(text)
+    if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
+        raise ValueError("no counts")
+    return counts
+
+
+def _parameters_from_json(text: str) -> dict[str, Any]:
+    parameters = json.loads(text)
+    if isinstance(parameters, dict) and isinstance(parameters.get("suspicions", {}), dict):
+        names_from_json(json.dumps(parameters.get("uncounted", [])))
+        return parameters
+    raise ValueError("no parameters")
+
+
+def _one_of(value: Any, alternatives: Any) -> Any:
+    if value is not None and value not in get_args(alternatives):
+        raise ValueError("none of what can stand here")
+    return value
+
+
 def run_from_row(row: sqlite3.Row) -> RunRecord:
+    """ValueError, TypeError and their like for a row that was never written so."""
     within = None if row["within_offset"] is None else Range(row["within_offset"], row["within_length"])
+    place = within or Range(0, row["size"])
+    if not place.offset <= row["cursor"] <= place.end <= row["size"] or min(row["scanned"], row["skipped"]) < 0:
+        # Where a resumed run goes on: behind it nothing is looked at again.
+        raise ValueError("a cursor outside of its run")
     return RunRecord(
         id=row["id"],
-        mode=row["mode"],
+        mode=_one_of(row["mode"], Mode),
         state=RunState(row["state"]),
         started=row["started"],
         finished=row["finished"],
@@ -94,16 +128,16 @@ def run_from_row(row: sqlite3.Row) -> RunRecord:
             cursor_bytes=row["cursor"],
             scanned_bytes=row["scanned"],
             skipped_bytes=row["skipped"],
-            read_bytes=json.loads(row["read_bytes"]),
+            read_bytes=_counts_from_json(row["read_bytes"]),
             suspects=row["suspects"],
             busy=tuple(Range(*pair) for pair in json.loads(row["busy"])),
         ),
         position_bytes=row["position"],
-        outcome=row["outcome"],
+        outcome=_one_of(row["outcome"], Outcome),
         message=row["message"],
-        request=row["request"],
+        request=_one_of(row["request"], Request),
         pid=row["pid"],
-        parameters=json.loads(row["parameters"]),
+        parameters=_parameters_from_json(row["parameters"]),
     )
 
 
@@ -150,8 +184,8 @@ def finding_from_rows(row: sqlite3.Row, versions: Iterable[sqlite3.Row]) -> Find
     return Finding(
         range=Range(row["start"], row["length"]),
         verdict=FindingVerdict(row["verdict"]),
-        copies=tuple(json.loads(row["copies"])),
-        versions=tuple(Version(v["digest"], tuple(json.loads(v["copies"])), v["sample"]) for v in versions),
+        copies=tuple(names_from_json(row["copies"])),
+        versions=tuple(Version(v["digest"], tuple(names_from_json(v["copies"])), v["sample"]) for v in versions),
         action=Action(row["action"]),
         diagnosis=Diagnosis(**(diagnosis | {"kind": Kind(diagnosis["kind"])})),
         confirmed_at=row["confirmed"],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,7 +101,7 @@ class Store:
 
     def run(self, run_id: int) -> RunRecord | None:
         row = self._database.row("SELECT * FROM runs WHERE id = ?", (run_id,))
-        return None if row is None else run_from_row(row)
+        return None if row is None else self._database.parse(partial(run_from_row, row))
 
     def runs(self, limit: int) -> list[RunRecord]:
         """Newest first."""
@@ -111,14 +112,14 @@ class Store:
         row = self._database.row(
             "SELECT * FROM runs WHERE state IN ('running', 'suspended', 'failed') ORDER BY id DESC LIMIT 1"
         )
-        return None if row is None else run_from_row(row)
+        return None if row is None else self._database.parse(partial(run_from_row, row))
 
     def unfinished_runs(self) -> list[RunRecord]:
         """All that can be resumed, newest first."""
         rows = self._database.rows(
             "SELECT * FROM runs WHERE state IN ('running', 'suspended', 'failed') ORDER BY id DESC"
         )
-        return [run_from_row(row) for row in rows]
+        return self._database.parse(lambda: [run_from_row(row) for row in rows])
 
     def reopen_run(self, run_id: int, pid: int) -> RunRecord:
         """At work again, from its checkpoint. Raises RefusedError for a run that has ended."""
@@ -184,7 +185,7 @@ class Store:
         row = self._database.row(
             "SELECT * FROM runs WHERE state = 'running' AND pid = ? ORDER BY id DESC LIMIT 1", (pid,)
         )
-        return None if row is None else run_from_row(row)
+        return None if row is None else self._database.parse(partial(run_from_row, row))
 
     def request(self, kind: Request, pid: int) -> RunRecord | None:
         """Asks the run that process `pid` is at work on to stop; None when there is none. `cancel` outranks `pause`."""
@@ -292,32 +293,26 @@ class Store:
         """`Suspicion.key` -> serial: what was set again since stays."""
         suspicions.clear(self._database, serials)
 
+    def check_whole(self) -> None:
+        """Raises DamagedStateError where any page of the database is not what it should be. Reads all of it."""
+        self._database.check_whole()
+        self.history(limit=1)
+        self.suspicions()
+
     def meta(self, key: str) -> str | None:
         row = self._database.row("SELECT value FROM meta WHERE key = ?", (key,))
         return None if row is None else str(row["value"])
 
-    def metas(self, prefix: str) -> dict[str, str]:
-        """Every key that begins with `prefix`, whole: `copy.a.mark`."""
-        rows = self._database.rows(
-            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(prefix), prefix)
-        )
-        return {row["key"]: row["value"] for row in rows}
-
     def set_meta(self, key: str, value: str | None) -> None:
         """None removes the key."""
-        self.set_metas({key: value})
-
-    def set_metas(self, values: Mapping[str, str | None]) -> None:
-        """Several at once, in one transaction."""
         with self._database.write() as connection:
-            for key, value in values.items():
-                if value is None:
-                    connection.execute("DELETE FROM meta WHERE key = ?", (key,))
-                else:
-                    connection.execute(
-                        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                        (key, value),
-                    )
+            if value is None:
+                connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                connection.execute(
+                    "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    (key, value),
+                )
 
     def _end(self, run_id: int, state: RunState, *, outcome: Outcome | None = None, message: str | None = None) -> None:
         with self._database.write() as connection:
@@ -343,17 +338,16 @@ class Store:
 
 
 def set_aside(state_directory: Path) -> Path:
-    """Keeps a damaged database as `state.db.corrupt-TIME` (with its -wal and -shm) so that a new one can begin.
+    """Keeps a damaged database as `state.db.damaged-1` (-2, ...), with its -wal and -shm, so that a new one can begin.
 
-    Never called on its own account: history is lost to view with it. To be called under the set's lock. Returns where
-    it is kept; raises StoreError.
+    Marks are lost with it: whoever calls this sees to it that no copy is believed to be current. To be called under the
+    set's lock. Returns where it is kept; raises StoreError.
     """
     source = state_directory / FILE_NAME
-    stamp = now().replace(":", "").replace("-", "").replace(".", "")
-    kept = state_directory / f"{FILE_NAME}.corrupt-{stamp}"
+    # Numbered, not dated: a clock that jumps back would name one that is there.
+    names = (state_directory / f"{FILE_NAME}.damaged-{number}" for number in itertools.count(1))
+    kept = next(path for path in names if not os.path.lexists(path))
     try:
-        if os.path.lexists(kept):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(kept))
         # The database last: until it is gone, nobody makes a new one that would meet the old -wal.
         for suffix in ("-wal", "-shm"):
             if os.path.lexists(f"{source}{suffix}"):

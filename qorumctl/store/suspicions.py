@@ -10,11 +10,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from qorumctl.store.database import Database
 
 _PREFIX = "suspect."
 _SERIAL = "suspect-serial"
+_KINDS = ("missed", "unwatched")
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ def key_of(copy: str, *, missed: bool) -> str:
 def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, time: str) -> None:
     """Marks each of `copies`. A mark that is there already keeps its `since`."""
     with database.write() as connection:
-        serial = int(_value(connection, _SERIAL) or 0)
+        noted = _value(connection, _SERIAL)
+        serial = database.parse(lambda: int(noted or 0))
         for copy in copies:
             serial += 1
             key = key_of(copy, missed=missed)
-            before = json.loads(_value(connection, key) or "{}")
+            text = _value(connection, key)
+            before = None if text is None else database.parse(partial(_from_text, key, text))
             mark = {
                 "serial": serial,
-                "since": before.get("since", time),
+                "since": before.since if before else time,
                 "last": time,
-                "count": before.get("count", 0) + 1,
+                "count": (before.count if before else 0) + 1,
                 "why": why,
             }
             _set(connection, key, json.dumps(mark))
@@ -63,11 +67,16 @@ def all_of(database: Database) -> list[Suspicion]:
     rows = database.rows(
         "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(_PREFIX), _PREFIX)
     )
-    found = []
-    for row in rows:
-        copy, _, kind = str(row["key"]).removeprefix(_PREFIX).rpartition(".")
-        found.append(Suspicion(copy=copy, missed=kind == "missed", **json.loads(row["value"])))
-    return found
+    return database.parse(lambda: [_from_text(row["key"], row["value"]) for row in rows])
+
+
+def _from_text(key: str, text: str) -> Suspicion:
+    copy, _, kind = key.removeprefix(_PREFIX).rpartition(".")
+    mark = Suspicion(copy=copy, missed=kind == "missed", **json.loads(text))
+    words, numbers = (mark.since, mark.last, mark.why), (mark.serial, mark.count)
+    if kind not in _KINDS or not all(isinstance(w, str) for w in words) or not all(type(n) is int for n in numbers):
+        raise ValueError(f"no mark: {key}")
+    return mark
 
 
 def clear(database: Database, serials: Mapping[str, int]) -> None:
