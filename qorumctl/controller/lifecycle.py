@@ -16,13 +16,13 @@ from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.scrubbing import ScrubJob, run
 from qorumctl.controller.vetting import group_of, recheck, vet
-from qorumctl.copies.nbd_link import NbdLink
+from qorumctl.controller.withdrawal import withdraw_and_flush
 from qorumctl.core.findings import Cause
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.features import missing_features
-from qorumctl.daemon.graph import HEAL, VOLUME, copy_node
+from qorumctl.daemon.graph import VOLUME
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import (
     CopyUnavailableError,
@@ -288,11 +288,13 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     wait_s = context.timeouts.stop_s
     watched = watcher.listens(context, pid)
     try:
-        flushed = await _withdraw_and_flush(context, spec, force=force)
+        flushed = await withdraw_and_flush(context, spec, force=force)
         if flushed is False:
             warnings.append("Not every copy confirmed its flush: the next start compares the copies.")
-    except DaemonStalledError:
+    except (DaemonStalledError, CopyUnavailableError) as error:
         if not force:
+            forcing = "--force kills the daemon instead, and the next start compares the copies."
+            error.remedy = f"{error.remedy} {forcing}"
             raise
         flushed, wait_s = False, _KILLED_S
         process.terminate(context.runtime, pid)
@@ -371,37 +373,6 @@ def spec_in_force(context: SetContext) -> SetSpec:
     with contextlib.suppress(StoreError), context.store(read_only=True) as store:
         running = context.running_spec(store)
     return running or context.spec()
-
-
-async def _withdraw_and_flush(context: SetContext, spec: SetSpec, *, force: bool) -> bool | None:
-    """Whether all copies have confirmed a flush after the last guest was gone; None where the set was not assembled, so
-    that there never was one. Asks the daemon to end."""
-    async with context.scrub_monitor() as monitor:
-        quorum: QuorumSet = context.quorum(spec, monitor)
-        state = await quorum.describe()
-        await quorum.sweep()
-        await quorum.withdraw_volume(force=force)
-        flushed = None
-        if state.assembled:
-            # The quorum's flush succeeds with the threshold; so each copy is asked as well.
-            exports = (HEAL, *map(copy_node, state.copies))
-            flushed = all([await asyncio.to_thread(_flush, context, export) for export in exports])
-        await watcher.outlast_throttle(context)
-        await quorum.quit()
-        return flushed
-
-
-def _flush(context: SetContext, export: str) -> bool:
-    try:
-        link = NbdLink(context.runtime.nbd_sock, export, who="The set", timeout_s=context.timeouts.stop_s)
-    except CopyUnavailableError:
-        return False
-    try:
-        return link.flush()
-    except CopyUnavailableError:
-        return False
-    finally:
-        link.close()
 
 
 def definition_differs(running: SetSpec | None, spec: SetSpec) -> bool:

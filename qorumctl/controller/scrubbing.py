@@ -20,7 +20,7 @@ from qorumctl.copies.base import CopyReader
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Cause, Checkpoint, Finding
 from qorumctl.core.progress import Progress
-from qorumctl.core.ranges import Range
+from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import QorumError, StoreError
@@ -125,10 +125,14 @@ def _engine(
         for reader in readers:
             reader.close()
 
+    def sign_of_life() -> None:
+        for reader in readers:
+            reader.observe(Range(0, SECTOR_BYTES))
+
     fence: LiveFence | QuietFence = QuietFence()
     socket = context.runtime.nbd_sock
     if job.quorum is not None:
-        fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up)
+        fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up, sign_of_life)
     try:
         for name in job.spec.copy_names:
             readers.append(NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s))
