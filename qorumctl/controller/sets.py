@@ -37,7 +37,7 @@ from qorumctl.model.status import (
     ShowReport,
     StatusReport,
 )
-from qorumctl.paths import Directories, directories
+from qorumctl.paths import Directories, check_ours, directories
 from qorumctl.store import RunState, SetLock
 from qorumctl.store.records import Request
 
@@ -53,7 +53,7 @@ class QuorumSets:
 
     def __init__(self, directories_: Directories | None = None, *, timeouts: Timeouts | None = None) -> None:
         self._directories = directories_ or directories()
-        self._timeouts = timeouts or Timeouts()
+        self._timeouts = timeouts or Timeouts.from_environment()
 
     def names(self) -> list[str]:
         """All that are defined, sorted."""
@@ -178,6 +178,7 @@ class QuorumSets:
     async def attach(self, name: str) -> AttachReport:
         """How a guest uses the volume; the set need not run for that."""
         context = self._defined(name)
+        check_ours(context.runtime.directory)
         return attachment(name, context.runtime.nbd_sock)
 
     def history(self, name: str) -> History:
