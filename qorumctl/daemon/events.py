@@ -8,6 +8,7 @@ QUORUM_FAILURE says that a request failed because fewer than the threshold agree
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from qorumctl.daemon.graph import COPY_PREFIX, FILE_SUFFIX
 
 EVENTS = ("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR", "BLOCK_IMAGE_CORRUPTED")
 THROTTLE_S = 1.0
+_MOST = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def parse(event: Mapping[str, Any]) -> CopyEvent:
     error = data.get("error", data.get("reason", data.get("msg")))
     offset, length = _bytes(data.get("sector-num")), _bytes(data.get("sectors-count"))
     if kind == "BLOCK_IMAGE_CORRUPTED":
-        offset, length = data.get("offset"), data.get("size")
+        offset, length = _whole(data.get("offset")), _whole(data.get("size"))
     return CopyEvent(
         time=_time(event.get("timestamp")),
         kind=kind,
@@ -82,13 +84,19 @@ def _copy(node: object) -> str | None:
 
 
 def _bytes(sectors: object) -> int | None:
-    return sectors * SECTOR_BYTES if isinstance(sectors, int) else None
+    count = _whole(sectors)
+    return None if count is None else count * SECTOR_BYTES
+
+
+def _whole(number: object) -> int | None:
+    return number if type(number) is int and 0 <= number < _MOST else None
 
 
 def _time(stamp: object) -> str:
     """RFC 3339 of QEMU's seconds and microseconds (-1 where the host could not tell)."""
-    if isinstance(stamp, Mapping) and isinstance(stamp.get("seconds"), int) and stamp["seconds"] >= 0:
-        moment = datetime.fromtimestamp(stamp["seconds"] + max(0, int(stamp.get("microseconds", 0))) / 1e6, UTC)
-    else:
-        moment = datetime.now(UTC)
+    moment = datetime.now(UTC)
+    if isinstance(stamp, Mapping) and (seconds := _whole(stamp.get("seconds"))) is not None:
+        # A time that no calendar holds is no time.
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            moment = datetime.fromtimestamp(seconds + (_whole(stamp.get("microseconds")) or 0) / 1e6, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.replies import names
 from qorumctl.errors import CommandError, DaemonStalledError
 
 POLL_S = 0.005
@@ -15,8 +15,8 @@ POLL_S = 0.005
 
 
 async def export_ids(monitor: Monitor, *, timeout_s: float) -> list[str]:
-    exports: list[dict[str, Any]] = await monitor.execute("query-block-exports", timeout_s=timeout_s)
-    return [export["id"] for export in exports]
+    exports = await monitor.execute("query-block-exports", timeout_s=timeout_s)
+    return names("query-block-exports", exports, "id")
 
 
 async def delete_export(monitor: Monitor, export_id: str, *, force: bool, timeout_s: float) -> None:

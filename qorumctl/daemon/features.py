@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.replies import names
 from qorumctl.errors import CommandError
 
 COMMANDS = (
@@ -47,8 +46,7 @@ _UNKNOWN = ("Unknown driver", "does not accept value", "whitelist", "Invalid par
 
 async def missing_features(monitor: Monitor) -> list[str]:
     """`command NAME` and `block driver NAME` for each that is missing; empty when all is there. Changes nothing."""
-    commands: list[dict[str, Any]] = await monitor.execute("query-commands")
-    known = {command["name"] for command in commands}
+    known = set(names("query-commands", await monitor.execute("query-commands"), "name"))
     missing = [f"command {name}" for name in COMMANDS if name not in known]
     for driver, options in _PROBES.items():
         try:

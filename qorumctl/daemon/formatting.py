@@ -8,6 +8,7 @@ import time
 from typing import Any, Literal
 
 from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.replies import understood
 from qorumctl.errors import CommandError, CopyError, DaemonStalledError, QorumError
 
 _NODE = "qorum-format"
@@ -56,16 +57,20 @@ async def _create(monitor: Monitor, size_bytes: int, shown: str, timeout_s: floa
     ends_at_s = time.monotonic() + timeout_s
     while True:
         jobs: list[dict[str, Any]] = await monitor.execute("query-jobs", timeout_s=timeout_s)
-        job = next(job for job in jobs if job["id"] == _JOB)
-        if job["status"] == "concluded":
+        with understood("query-jobs"):
+            (job,) = (job for job in jobs if job["id"] == _JOB)
+            concluded, failure = job["status"] == "concluded", str(job["error"]) if "error" in job else None
+        if concluded:
             break
         if time.monotonic() > ends_at_s:
-            raise DaemonStalledError(f"Formatting {shown} took longer than {timeout_s:g} s.", path=shown)
+            raise DaemonStalledError(
+                f"Formatting {shown} took longer than {timeout_s:g} s.", remedy="Look at its storage.", path=shown
+            )
         await asyncio.sleep(_POLL_S)
     # A failed job stays listed until it is dismissed, and its id could not be used again.
     await monitor.execute("job-dismiss", {"id": _JOB}, timeout_s=timeout_s)
-    if "error" in job:
-        raise _failed(shown, job["error"])
+    if failure is not None:
+        raise _failed(shown, failure)
 
 
 def _failed(shown: str, said: str) -> CopyError:

@@ -15,6 +15,7 @@ from typing import Any
 from qorumctl.daemon import copy_errors, graph
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import delete_export, export_ids, wait_exports_gone
+from qorumctl.daemon.replies import names, understood
 from qorumctl.daemon.watches import WATCH_PREFIX, Watches, bitmaps_of
 from qorumctl.errors import CommandError, DaemonGoneError, DaemonStalledError, RefusedError
 from qorumctl.model.spec import CopySpec, SetSpec
@@ -91,7 +92,12 @@ class QuorumSet:
         for copy in self._spec.copies:
             length = lengths.get(copy.name)
             if length is None:
-                raise RefusedError(f"Copy {copy.name} is not open.", copy=copy.name, path=copy.source.label)
+                raise RefusedError(
+                    f"Copy {copy.name} is not open.",
+                    remedy="Stop the set and start it again.",
+                    copy=copy.name,
+                    path=copy.source.label,
+                )
             if length != self._spec.size:
                 raise RefusedError(
                     f"Copy {copy.name} ({copy.source.label}) has {length} bytes, the set {self._spec.size} "
@@ -198,12 +204,15 @@ class QuorumSet:
         """What stands. Sends no command that drains: it answers while guests work, and as long as the daemon can."""
         nodes = await self._nodes()
         exports = await self._export_ids()
-        settings = _settings(next((node for node in nodes if node["node-name"] == graph.QUORUM), None))
+        with understood("query-named-block-nodes"):
+            settings = _settings(next((node for node in nodes if node["node-name"] == graph.QUORUM), None))
+            watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
         block_graph: dict[str, Any] = await self._run("x-debug-query-block-graph")
-        watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
+        with understood("x-debug-query-block-graph"):
+            copies = _children(block_graph)
         rewriting, threshold = settings.get("rewrite-corrupted"), settings.get("vote-threshold")
         return GraphState(
-            copies=_children(block_graph),
+            copies=copies,
             nodes=frozenset(node["node-name"] for node in nodes),
             exports=frozenset(exports),
             watches=frozenset(watches),
@@ -241,12 +250,16 @@ class QuorumSet:
         await self._run("blockdev-del", {"node-name": _CLAIM})
 
     async def _lengths(self) -> dict[str, int]:
-        lengths = {node["node-name"]: node["image"]["virtual-size"] for node in await self._nodes()}
-        names = self._spec.copy_names
-        return {name: lengths[graph.copy_node(name)] for name in names if graph.copy_node(name) in lengths}
+        nodes, tops = await self._nodes(), {graph.copy_node(name): name for name in self._spec.copy_names}
+        with understood("query-named-block-nodes"):
+            lengths = {node["node-name"]: node["image"]["virtual-size"] for node in nodes}
+            if not all(type(length) is int for length in lengths.values()):
+                raise TypeError("no length")
+        return {name: lengths[top] for top, name in tops.items() if top in lengths}
 
     async def _nodes(self) -> list[dict[str, Any]]:
         nodes: list[dict[str, Any]] = await self._run("query-named-block-nodes", {"flat": True})
+        names("query-named-block-nodes", nodes, "node-name")
         return nodes
 
     async def _export_ids(self) -> list[str]:
@@ -254,13 +267,13 @@ class QuorumSet:
 
     async def _credentials(self) -> list[str]:
         try:
-            objects: list[dict[str, Any]] = await self._run("qom-list", {"path": "/objects"})
+            objects = await self._run("qom-list", {"path": "/objects"})
         except CommandError as error:
             # 7.2 makes /objects with the first object-add.
             if "not found" not in error.description:
                 raise
             return []
-        return [item["name"] for item in objects if item["name"].startswith(graph.TLS_PREFIX)]
+        return [name for name in names("qom-list", objects, "name") if name.startswith(graph.TLS_PREFIX)]
 
     async def _run(self, command: str, arguments: graph.QmpArguments | None = None) -> Any:
         return await self.monitor.execute(command, arguments, timeout_s=self._timeout_s)

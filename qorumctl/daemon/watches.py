@@ -15,6 +15,7 @@ from typing import Any
 from qorumctl.daemon import graph
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import POLL_S, delete_export, export_ids, wait_exports_gone
+from qorumctl.daemon.replies import understood
 from qorumctl.errors import CommandError, DaemonStalledError
 
 WATCH_PREFIX = "qorum-watch-"
@@ -70,7 +71,9 @@ class Watches:
             "query-named-block-nodes", {"flat": True}, timeout_s=self._timeout_s
         )
         exported = await export_ids(self._monitor, timeout_s=self._timeout_s)
-        return frozenset(name for name in [*bitmaps_of(nodes), *exported] if name.startswith(WATCH_PREFIX))
+        with understood("query-named-block-nodes"):
+            bitmaps = bitmaps_of(nodes)
+        return frozenset(name for name in [*bitmaps, *exported] if name.startswith(WATCH_PREFIX))
 
     async def kick(self) -> None:
         await self._transaction([])
@@ -109,5 +112,5 @@ def bitmaps_of(nodes: list[dict[str, Any]]) -> list[str]:
         for node in nodes
         if node.get("node-name") == graph.FENCE
         for bitmap in node.get("dirty-bitmaps", [])
-        if "name" in bitmap
+        if isinstance(bitmap.get("name"), str)
     ]
