@@ -48,14 +48,17 @@ class Confirmer:
         self._plan = plan
         self._supervisor = supervisor
 
-    def confirm(self, suspects: Sequence[Range], *, earlier: Watch | None = None) -> Round:
+    def confirm(self, suspects: Sequence[Range], *, earlier: Watch | None = None, flush: bool = False) -> Round:
         """One round over all suspects at once. `earlier`: an open watch, frozen at the same instant as this round's and
-        then forgotten. Raises Stopped."""
+        then forgotten. `flush`: what heals have written, those too that were given up and went through in the drain, is
+        on stable storage before it is read. Raises Stopped, CopyError."""
         self._supervisor.suspend_if_requested()
         self._ask_for_a_sign_of_life()
         asked = RangeSet(suspects)
         watch = self._fence.open_watch(drain=True)
         try:
+            if flush:
+                self.flush()
             runs = [run for window in self._windows(asked.ranges) for run in self._observe(window)]
             self._fence.freeze([watch] if earlier is None else [earlier, watch])
             differing = [part for run in runs for part in cut(run, asked.parts_of(run.range))]

@@ -6,7 +6,8 @@ serialising request, the verification has a watch of its own: a range written me
 "failed"); the rewrite fails silently (the verification sees it, the heal is repeated, then the finding is `failed`);
 we are killed anywhere (findings are on record as pending before the first heal; a resumed run looks before it heals);
 a copy is damaged or goes stale in between (each heal follows a fresh vote in which `threshold` current copies agree);
-the power of a copy fails (what was seen equal is flushed after that, and only then put down as repaired).
+the power of a copy fails (each copy flushes between the heal and the look, and again before what was seen equal is put
+down as repaired).
 """
 
 from __future__ import annotations
@@ -51,38 +52,34 @@ class Repairer:
         for _ in range(self._plan.tuning.repair_rounds):
             if self._supervisor.stop_requested() is not None:
                 break
-            healed = [self._heal(patient) for patient in patients.values()]
+            for patient in patients.values():
+                self._heal(patient)
             # Told to stop among the heals: what was healed is still looked at, the rest stays pending on record.
             attended = {i: patient for i, patient in patients.items() if not patient.to_heal}
             if not attended:
                 break
-            if any(healed):
-                # What is read then has been through the cache.
-                self._confirmer.flush()
-            looked_at = self._confirmer.confirm([r for patient in attended.values() for r in patient.unproven])
+            looked_at = self._confirmer.confirm([r for p in attended.values() for r in p.unproven], flush=True)
             seen = _sort_out(looked_at)
             ended = {i: action for i, patient in attended.items() if (action := self._judge(patient, seen)) is not None}
             if Action.REPAIRED in ended.values():
-                # Whoever made it equal: a heal that was given up and went through in the drain of this look, a crashed
-                # run's, or a guest's read may have done so after the flush above.
+                # A guest's read may have made it equal after the flush that the look began with.
                 self._confirmer.flush()
             for i, action in ended.items():
                 done[i] = patients.pop(i).finding.settled(action)
         return done
 
-    def _heal(self, patient: _Patient) -> bool:
-        """False: nothing was healed. Asked to stop, it leaves in `to_heal` all that it was to heal: a heal can take its
-        whole deadline, and there are thousands."""
+    def _heal(self, patient: _Patient) -> None:
+        """Asked to stop, it leaves in `to_heal` all that it was to heal: a heal can take its whole deadline, and there
+        are thousands."""
         if not patient.to_heal:
-            return False
+            return
         for piece in split(patient.to_heal, self._plan.tuning.heal_bytes[patient.heals]):
             self._supervisor.suspend_if_requested()
             if self._supervisor.stop_requested() is not None:
-                return False
+                return
             self._fence.heal(piece)
         patient.heals += 1
         patient.to_heal = []
-        return True
 
     def _judge(self, patient: _Patient, seen: _Seen) -> Action | None:
         """The finding's end, or None when it has to be looked at again."""
