@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ from qorumctl.model.status import (
     SetState,
     SetStatus,
 )
+from qorumctl.paths import check_ours
 from qorumctl.store import SetLock, range_document
 from qorumctl.store.suspicions import Suspicion
 
@@ -102,6 +104,9 @@ async def status_at_all_costs(context: SetContext) -> SetStatus:
     try:
         return await status(context)
     except QorumError as error:
+        pid = None
+        with contextlib.suppress(QorumError):
+            pid = context.pid()
         return SetStatus(
             set=context.name,
             uuid="",
@@ -110,7 +115,7 @@ async def status_at_all_costs(context: SetContext) -> SetStatus:
             size=0,
             threshold=0,
             policy="repair",
-            pid=context.pid(),
+            pid=pid,
             volume=None,
             definition_differs=False,
             scrub=None,
@@ -129,6 +134,7 @@ def _edited(context: SetContext, running: SetSpec | None) -> bool:
 
 def _history(context: SetContext, pid: int | None) -> _History:
     history = _History()
+    check_ours(context.state_dir)
     if not context.state_dir.is_dir():
         return history
     holder = SetLock.held_by(context.state_dir)
