@@ -20,7 +20,7 @@ from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import DaemonError, DaemonGoneError, DaemonStalledError, LockedError, StoreError
 from qorumctl.files import reason
 from qorumctl.model.spec import SetSpec
-from qorumctl.paths import Directories
+from qorumctl.paths import Directories, check_ours
 from qorumctl.store import SetLock, Store
 
 _RUNNING_DEFINITION = "running.definition"
@@ -58,6 +58,8 @@ class SetContext:
         return os.path.lexists(self.definition_path)
 
     def pid(self) -> int | None:
+        """RefusedError where another user may have put there what we would take for our daemon's."""
+        check_ours(self.runtime.directory)
         return process.find_pid(self.runtime)
 
     def lock(self, purpose: str) -> SetLock:
