@@ -127,8 +127,6 @@ class SetContext:
         async with await self._open(self.runtime.scrub_sock, self.runtime.control_sock, limit_s) as monitor:
             yield monitor
 
-    async def _queue(self, limit_s: float) -> int:
-        path = self.runtime.directory / "control.lock"
     async def _open(self, path: Path, other: Path, limit_s: float) -> Monitor:
         """`other`: a daemon that hangs answers on no monitor; one that answers there has a stranger on this one."""
         try:
@@ -155,6 +153,8 @@ class SetContext:
             path=str(path),
         )
 
+    async def _queue(self, limit_s: float) -> int:
+        path = self.runtime.directory / "control.lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
