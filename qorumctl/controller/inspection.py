@@ -185,7 +185,7 @@ def _probe(context: SetContext, name: str) -> CopyState | None:
     try:
         reader = NbdCopy(name, context.runtime.nbd_sock, copy_node(name), timeout_s=context.timeouts.status_s)
         try:
-            last = reader.size_bytes // SECTOR_BYTES - 1
+            last = max(0, reader.size_bytes // SECTOR_BYTES - 1)
             probes = [Range(sector * SECTOR_BYTES, SECTOR_BYTES) for sector in {0, last // 2, last}]
             return CopyState.MISSING if all(reader.observe(probe).unreadable for probe in probes) else None
         finally:

@@ -254,7 +254,9 @@ class QuorumSets:
         job = scrubbing.ScrubJob(spec, "report", options, None, Cause.UNCLEAN_SHUTDOWN if unclean else None)
         lifecycle.prepare_directories(context)
         async with lifecycle.rolled_back(context) as monitor:
-            await context.quorum(spec, monitor).open_copies(read_only=True)
+            quorum = context.quorum(spec, monitor)
+            await quorum.open_copies(read_only=True)
+            await quorum.check_lengths()
             report = await scrubbing.run(context, job, observer, control)
         await lifecycle.end_leftover(context)
         return report

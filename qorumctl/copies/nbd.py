@@ -13,7 +13,6 @@ from qorumctl.copies.base import CHUNK_BYTES, Chunk, carry_on, observe_by_halvin
 from qorumctl.copies.nbd_link import ALLOCATION, ALLOCATION_ZERO, NbdLink, Ticket
 from qorumctl.core.ranges import Range, coalesce, split
 from qorumctl.core.vote import Observation
-from qorumctl.errors import QorumError
 
 _AHEAD = 6
 """Chunks asked for or waiting to be compared, per copy: deep enough to hide a round trip, 6 MiB of memory.
@@ -84,7 +83,7 @@ class _Pump(threading.Thread):
         self._link = link
         self._pieces = pieces
         self._free: SimpleQueue[bytearray | None] = SimpleQueue()
-        self._ready: SimpleQueue[Chunk | QorumError | None] = SimpleQueue()
+        self._ready: SimpleQueue[Chunk | Exception | None] = SimpleQueue()
         self._stopping = False
         for buffer in buffers:
             self._free.put(buffer)
@@ -105,12 +104,13 @@ class _Pump(threading.Thread):
                     data = buffer if ticket.range.length == len(buffer) else buffer[: ticket.range.length]
                     self._ready.put(_Loaned(ticket.range, data, failed, buffer))
             self._ready.put(None)
-        except QorumError as error:
+        except Exception as error:
+            # Whatever it is: a thread that ended without a word would be waited for, for ever.
             self._ready.put(error)
 
     def chunks(self) -> Iterator[Chunk]:
         while (item := self._ready.get()) is not None:
-            if isinstance(item, QorumError):
+            if isinstance(item, Exception):
                 raise item
             yield item
             if isinstance(item, _Loaned):

@@ -184,13 +184,20 @@ class NbdLink:
 
     def has_status(self) -> bool:
         """Whether the server grants the meta context that this link asked for."""
-        return self._context is not None and bool(self._nbd.can_meta_context(self._context))
+        try:
+            return self._context is not None and bool(self._nbd.can_meta_context(self._context))
+        except nbd.Error as error:
+            # It died since it was last used, and only now anybody asks.
+            raise self._gone(f"cannot report block status: {_words(error)}") from None
 
     def status(self, within: Range) -> list[tuple[Range, int]]:
-        """The flags of the link's meta context over a range. Empty where the server cannot say."""
+        """The flags of the link's meta context over a range. Empty where the server cannot say, or not in time: a
+        server that tells of one byte with each answer would be asked for ever."""
         extents: list[tuple[Range, int]] = []
-        at = within.offset
+        at, deadline_s = within.offset, time.monotonic() + self._timeout_s
         while at < within.end:
+            if time.monotonic() > deadline_s:
+                return []
             found = self._status_step(between(at, min(within.end, at + _STATUS_STEP_BYTES)))
             if not found:
                 return []

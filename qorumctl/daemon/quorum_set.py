@@ -82,12 +82,9 @@ class QuorumSet:
                 raise copy_errors.silent(copy, self._timeout_s) from None
         return await self._lengths()
 
-    async def assemble(self) -> None:
-        """Quorum, fence and the `heal` export over the opened copies.
-
-        Raises RefusedError before anything is added when a copy's length is not the set's size (QEMU aborts on a read
-        past the end of a shorter child), or when two copies are one image.
-        """
+    async def check_lengths(self) -> None:
+        """RefusedError for an opened copy whose length is not the set's size: QEMU aborts on a read past the end of a
+        shorter child, and what is read there by itself would look like damage."""
         lengths = await self._lengths()
         for copy in self._spec.copies:
             length = lengths.get(copy.name)
@@ -106,6 +103,14 @@ class QuorumSet:
                     copy=copy.name,
                     path=copy.source.label,
                 )
+
+    async def assemble(self) -> None:
+        """Quorum, fence and the `heal` export over the opened copies.
+
+        Raises RefusedError before anything is added when a copy's length is not the set's size, or when two copies are
+        one image.
+        """
+        await self.check_lengths()
         try:
             await self._run("blockdev-add", graph.quorum_node(self._spec))
         except CommandError as error:
