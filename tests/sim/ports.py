@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from qorumctl.copies.memory import MemoryCopy
 from qorumctl.core.findings import Action, Checkpoint, Finding
-from qorumctl.core.ranges import Range, coalesce, intersect
+from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, intersect
 from qorumctl.errors import CopyUnavailableError, DaemonStalledError
 from qorumctl.scrub.ports import StopReason, Watch
-from tests.sim.world import FencedRead, Violation, WatchState, World, range_of
+from tests.sim.medium import Medium
+from tests.sim.truth import FencedRead, Violation, range_of, sectors_of
+from tests.sim.world import Stalled, WatchState, World, spoiled
 
 
 class Crash(BaseException):
@@ -24,7 +26,10 @@ MOST_CALLS = 50_000
 
 @dataclass(slots=True)
 class Fate:
-    """Ends, fails or pauses the engine at some of its calls, as often as the numbers say. `world` moves at each."""
+    """Ends, fails or pauses the engine at some of its calls, as often as the numbers say. `world` moves at each.
+
+    `told`: why it was told to stop. `refused`: who did not answer it. After either it may only wind up.
+    """
 
     world: World
     crashes: int = 0
@@ -33,14 +38,16 @@ class Fate:
     calls: int = 0
     dead: bool = False
     pausing: bool = False
+    told: StopReason | None = None
+    refused: str | None = None
 
     def revive(self) -> None:
-        self.dead = False
-        self.pausing = False
+        self.dead = self.pausing = False
+        self.told = self.refused = None
 
-    @contextmanager
-    def call(self, name: str, error: Callable[[], Exception] | None = None) -> Generator[None]:
-        """A crash or an error strikes before or after the call has taken effect: the engine cannot know which."""
+    def call(self, name: str, error: Callable[[], Exception] | None = None) -> _Call:
+        """Surrounds what a call does: a crash or an error strikes before or after it has taken effect, and the engine
+        cannot know which."""
         if self.dead:
             raise Crash
         self.calls += 1
@@ -49,27 +56,64 @@ class Fate:
         self.world.note(name)
         self.world.tick()
         # What matters most happens rarely: between two entries in the journal a crash is made likely.
-        rare = name.startswith(("begin_repair", "conclude", "heal"))
-        strikes, early = self.world.dice.random() < (0.06 if rare else 0.006), self.world.dice.random() < 0.5
-        if strikes and early:
-            self._strike(error)
-        yield
-        if strikes and not early:
-            self._strike(error)
+        rare = name.startswith(("begin_repair", "conclude", "heal", "flush"))
+        strikes = self.world.dice.random() < (0.06 if rare else 0.006)
+        if strikes and self.world.dice.random() < 0.5:
+            self.strike(error)
+            strikes = False
+        return _Call(self, error) if strikes else _UNHARMED
 
-    def _strike(self, error: Callable[[], Exception] | None) -> None:
+    def strike(self, error: Callable[[], Exception] | None) -> None:
         if self.crashes:
             self.crashes -= 1
             self.dead = True
+            self.world.tally["crash"] += 1
             self.world.note("crash")
             raise Crash
         if self.failures and error is not None:
             self.failures -= 1
+            self.world.tally["error"] += 1
             self.world.note("error")
-            raise error()
+            raise self.refuse(error())
         if self.pauses:
             self.pauses -= 1
             self.pausing = True
+
+    def refuse(self, error: Exception) -> Exception:
+        """The engine is told that somebody does not answer: it must give up."""
+        self.refused = str(error)
+        return error
+
+    def check_may_change(self, call: str) -> None:
+        if self.refused is not None and not self.dead:
+            raise Violation(f"{call}, though it was told: {self.refused}")
+
+
+class _Unharmed:
+    """Most calls."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class _Call(_Unharmed):
+    """A call that has its effect, and whose answer does not arrive."""
+
+    fate: Fate
+    error: Callable[[], Exception] | None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.fate.strike(self.error)
+
+
+_UNHARMED = _Unharmed()
 
 
 def _stalled() -> Exception:
@@ -79,42 +123,99 @@ def _stalled() -> Exception:
 class SimReader(MemoryCopy):
     """A reader of one of the world's copies: same medium, own connection."""
 
-    def __init__(self, medium: MemoryCopy, fate: Fate, chunk_bytes: int, read_ahead: int) -> None:
-        super().__init__(medium.name, medium.data, chunk_bytes=chunk_bytes, read_ahead=read_ahead, before_read=self._go)
+    def __init__(self, medium: Medium, fate: Fate, chunk_bytes: int, read_ahead: int) -> None:
+        super().__init__(medium.name, medium.data, chunk_bytes=chunk_bytes, read_ahead=read_ahead)
         self.unreadable, self.unwritable, self.holes = medium.unreadable, medium.unwritable, medium.holes
+        self.answered = False
+        """Whether it has, since the last drain: a copy that hangs would block the next one, and with it every guest."""
+        self._medium = medium
         self._fate = fate
+        self._world = fate.world
 
-    def _go(self, at: Range) -> None:
-        def gone() -> Exception:
-            return CopyUnavailableError(f"Copy {self.name} does not answer.", copy=self.name)
+    def _gone(self) -> Exception:
+        return CopyUnavailableError(f"Copy {self.name} does not answer.", copy=self.name)
 
-        with self._fate.call(f"read {self.name} {at.offset}:{at.length}", gone):
-            pass
+    def _wait(self) -> None:
+        if self._world.hung_until_s and not self._world.answers(self.name):
+            self.missed_its_deadline()
+
+    def missed_its_deadline(self) -> None:
+        self._world.tally["deadline missed"] += 1
+        raise self._fate.refuse(self._gone())
+
+    def _read(self, at: Range) -> bytearray | None:
+        with self._fate.call(f"read {self.name} {at.offset}:{at.length}", self._gone):
+            self._wait()
+            self.answered = True
+            answer = self.peek(at)
+            bad = self._world.misread(self.name, sectors_of(at)) if self._world.activity.transients else None
+            if bad is not None and answer is not None:
+                answer = None if self._world.dice.random() < 0.5 else spoiled(answer, bad * SECTOR_BYTES - at.offset)
+            return None if answer is None else bytearray(answer)
 
     def zero_ranges(self, within: Range) -> list[Range]:
-        with self._fate.call(f"zero_ranges {self.name}"):
-            return super().zero_ranges(within)
+        with self._fate.call(f"zero_ranges {self.name}", self._gone):
+            self._wait()
+            sectors = [s for s in sectors_of(within) if s in self.holes]
+            return coalesce(range_of(s, s + 1) for s in sectors) if sectors else []
+
+    def flush(self) -> bool:
+        with self._fate.call(f"flush {self.name}", self._gone):
+            self._wait()
+            if self._fate.failures and self._world.dice.random() < 0.02:
+                self._fate.failures -= 1
+                self._fate.refused = f"{self.name} has not flushed"
+                return False
+            self._medium.sync()
+            return True
 
 
 class SimFence:
     """The fence with QEMU's true semantics. Subclasses break one rule each, to prove that the checks see it."""
 
-    def __init__(self, world: World, fate: Fate, readers: Sequence[MemoryCopy], *, may_heal: bool) -> None:
+    def __init__(self, world: World, fate: Fate, readers: Sequence[SimReader], *, may_heal: bool) -> None:
         self.world = world
         self.fate = fate
         self._readers = readers
         self._may_heal = may_heal
         self._serial = 0
+        self._healed = False
+        """Since the copies last gave a sign of life: a heal may wait for one that hangs."""
 
     def _check_quiet(self, call: str) -> None:
         if busy := [reader.name for reader in self._readers if reader.outstanding]:
             raise Violation(f"{call} while reads of {', '.join(busy)} are outstanding: a drain would wait for us")
 
+    def _check_alive(self, call: str) -> None:
+        if silent := [reader.name for reader in self._readers if not reader.answered]:
+            raise Violation(f"{call} drains without a sign of life from {', '.join(silent)}")
+        for reader in self._readers:
+            reader.answered = False
+        self._healed = False
+
+    def _change_graph(self, call: str) -> None:
+        """An export that comes, or goes: the daemon drains, here too."""
+        if self._healed:
+            raise Violation(f"{call} drains after a heal, without a sign of life from the copies")
+        self._drain()
+
+    def _drain(self) -> None:
+        try:
+            self.world.drain()
+        except Stalled:
+            self.world.tally["drain stalled"] += 1
+            raise self.fate.refuse(_stalled()) from None
+
     def open_watch(self, *, drain: bool) -> Watch:
         self._check_quiet("open_watch")
         with self.fate.call(f"open_watch drain={drain}", _stalled):
             if drain:
-                self.world.drain()
+                self._check_alive("open_watch")
+                self._drain()
+            elif self.fate.told is not None:
+                raise Violation(f"begins another segment, though it was told to stop: {self.fate.told}")
+            else:
+                self.world.lose_the_same_write()
             self._serial += 1
             name = f"watch-{self._serial}"
             self.world.watches[name] = WatchState()
@@ -123,12 +224,13 @@ class SimFence:
     def freeze(self, watches: Sequence[Watch]) -> None:
         self._check_quiet("freeze")
         with self.fate.call("freeze", _stalled):
+            self._check_alive("freeze")
             self._drain_to_freeze()
             for watch in watches:
                 self.world.watches[watch].enabled = False
 
     def _drain_to_freeze(self) -> None:
-        self.world.drain()
+        self._drain()
 
     def written(self, watch: Watch, within: Sequence[Range]) -> list[Range]:
         self._check_quiet("written")
@@ -136,23 +238,25 @@ class SimFence:
             state = self.world.watches[watch]
             if state.enabled:
                 raise Violation("a record of writes was read before it was frozen")
+            self._change_graph("written")
+            state.published = True
             return intersect(within, coalesce(range_of(sector, sector + 1) for sector in state.marked))
 
     def forget(self, watches: Iterable[Watch]) -> None:
         self._check_quiet("forget")
         with self.fate.call("forget"):
             for watch in watches:
-                self.world.watches.pop(watch, None)
+                if (state := self.world.watches.pop(watch, None)) is not None and state.published:
+                    self._change_graph("forget")
 
     def heal(self, at: Range) -> bool:
         """A starved heal is kicked by a drain, or given up: then, like one whose sender was killed, it stays where it
         is and happens later."""
         self._check_quiet("heal")
-        if not self._may_heal:
-            raise Violation(f"a scrub that only reports heals {at}")
-        if doomed := sorted(self.world.doomed.intersection(range(at.offset // 512, at.end // 512))):
-            raise Violation(f"heal of {at}, though sectors {doomed} have no majority")
+        self._check_allowed(at)
         with self.fate.call(f"heal {at.offset}:{at.length}", _stalled):
+            self.world.tally["heal"] += 1
+            self._healed = True
             read = FencedRead(at, of_engine=True)
             self.world.reads.append(read)
             for _ in range(30):
@@ -161,12 +265,21 @@ class SimFence:
                 self.world.step()
             else:
                 if self.world.dice.random() < 0.8:
-                    self.world.drain()
+                    self._drain()
             return read not in self.world.reads and bool(read.succeeded)
+
+    def _check_allowed(self, at: Range) -> None:
+        self.fate.check_may_change(f"heals {at}")
+        if self.fate.told is not None:
+            raise Violation(f"heals {at}, though it was told to stop: {self.fate.told}")
+        if not self._may_heal:
+            raise Violation(f"a scrub that only reports heals {at}")
+        if doomed := sorted(self.world.doomed.keys() & set(sectors_of(at))):
+            raise Violation(f"heal of {at}, though sectors {doomed} have no majority")
 
 
 class SimSupervisor:
-    def __init__(self, fate: Fate, readers: Sequence[MemoryCopy]) -> None:
+    def __init__(self, fate: Fate, readers: Sequence[SimReader]) -> None:
         self._fate = fate
         self._readers = readers
         self.position_bytes = 0
@@ -178,7 +291,17 @@ class SimSupervisor:
     def stop_requested(self) -> StopReason | None:
         self._check_quiet()
         with self._fate.call("stop_requested"):
-            return StopReason.PAUSED if self._fate.pausing else None
+            self._fate.told = self._reason()
+            return self._fate.told
+
+    def _reason(self) -> StopReason | None:
+        """Where word of a copy that missed a write reaches the engine."""
+        if self._fate.pausing:
+            return StopReason.PAUSED
+        world = self._fate.world
+        if world.missing and not world.writes and not world.reads:
+            world.spread_the_word()
+        return StopReason.REPLAN if world.stale - world.heeded else None
 
     def suspend_if_requested(self) -> None:
         self._check_quiet()
@@ -186,7 +309,7 @@ class SimSupervisor:
             pass
 
     def wants_quiet(self) -> bool:
-        return self._fate.pausing
+        return self._reason() is not None
 
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         self.position_bytes = position_bytes
@@ -216,12 +339,14 @@ class MemoryJournal:
         self._prove = prove
 
     def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
+        self.fate.check_may_change("begin_repair")
         with self.fate.call(f"begin_repair {len(findings)}"):
             return [self._add(finding) for finding in findings]
 
     def conclude(
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
     ) -> None:
+        self.fate.check_may_change("conclude")
         with self.fate.call(f"conclude {len(settled)} {len(findings)}"):
             for number, finding in settled:
                 self._settle_one(number, finding)

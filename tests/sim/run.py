@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -14,9 +14,11 @@ from qorumctl.core.vote import strict_majority
 from qorumctl.errors import QorumError
 from qorumctl.scrub.engine import Scrub
 from qorumctl.scrub.plan import ScrubPlan
+from qorumctl.scrub.ports import StopReason
 from tests.sim.ports import Crash, Fate, MemoryJournal, SimClock, SimFence, SimReader, SimSupervisor
 from tests.sim.scenario import Mode, Scenario, build
-from tests.sim.world import Activity, Violation, World, sectors_of
+from tests.sim.truth import Activity, Violation, sectors_of
+from tests.sim.world import World
 
 MOST_ATTEMPTS = 30
 
@@ -28,7 +30,9 @@ class Parts:
     """What a test of the simulator replaces by something broken."""
 
     world: Callable[[World], None] = lambda world: None
+    reader: type[SimReader] = SimReader
     fence: type[SimFence] = SimFence
+    supervisor: type[SimSupervisor] = SimSupervisor
     journal: type[MemoryJournal] = MemoryJournal
     scrub: type[Scrub] = Scrub
 
@@ -41,48 +45,71 @@ class Simulation:
     attempts: int = 0
     findings: int = 0
     log: list[str] = field(default_factory=list)
+    tally: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
         """Raises Violation, or whatever the engine raises that it should not."""
         scenario = build(self.seed, self.mode)
-        self.log = scenario.world.log
-        self.parts.world(scenario.world)
-        doomed_before = _doomed_content(scenario.world)
-        dice = scenario.world.dice
-        fate = Fate(scenario.world, dice.choice([0, 1, 3, 6]), dice.choice([0, 0, 1, 2]), dice.choice([0, 0, 1, 2]))
-        first = Examiner(scenario.world, scenario.mode, scenario.within, disturbed=True)
+        world, dice = scenario.world, scenario.world.dice
+        self.log, self.tally = world.log, world.tally
+        self.parts.world(world)
+        fate = Fate(world, dice.choice([0, 1, 3, 6]), dice.choice([0, 0, 1, 2]), dice.choice([0, 0, 1, 2]))
+        first = Examiner(world, scenario.mode, scenario.within, disturbed=True)
         self._scrub(scenario, fate, first)
+        world.check_the_doomed()
         first.check_the_end()
-        scenario.world.activity = Activity()
-        whole = Range(0, scenario.world.sectors * SECTOR_BYTES)
-        second = Examiner(scenario.world, scenario.mode, whole, disturbed=False)
-        self._scrub(scenario, Fate(scenario.world), second)
+        world.activity = Activity()
+        world.spread_the_word()
+        second = Examiner(world, scenario.mode, Range(0, world.sectors * SECTOR_BYTES), disturbed=False)
+        self._scrub(scenario, Fate(world), second)
+        world.check_the_doomed()
         second.check_the_end()
-        if _doomed_content(scenario.world) != doomed_before:
-            raise Violation("a sector without a majority was written")
 
     def _scrub(self, scenario: Scenario, fate: Fate, examiner: Examiner) -> None:
         """One run of the engine, resumed from its journal as often as it was broken off."""
         world = scenario.world
         journal = self.parts.journal(fate, examiner.inspect, examiner.prove)
         for _ in range(MOST_ATTEMPTS):
-            self.attempts += 1
             if self._attempt(scenario, fate, examiner, journal):
                 break
             # What the next command does first: nothing of the dead one stays open.
             world.watches.clear()
             fate.revive()
+            world.now_s += world.dice.choice([1.0, 20.0])
         else:
             raise Violation(f"not finished after {MOST_ATTEMPTS} attempts")
+        world.activity.hangs = 0
+        world.recover()
         world.drain()
         examiner.journal = journal
         self.findings += len(journal.findings)
 
     def _attempt(self, scenario: Scenario, fate: Fate, examiner: Examiner, journal: MemoryJournal) -> bool:
+        """One process. False: it was ended, or gave up, before the run was finished."""
         world = scenario.world
-        readers = [SimReader(copy, fate, scenario.chunk_bytes, scenario.read_ahead) for copy in world.copies.values()]
+        readers = [
+            self.parts.reader(copy, fate, scenario.chunk_bytes, scenario.read_ahead) for copy in world.copies.values()
+        ]
         fence = self.parts.fence(world, fate, readers, may_heal=scenario.mode != "C")
-        plan = ScrubPlan(
+        supervisor = self.parts.supervisor(fate, readers)
+        while True:
+            self.attempts += 1
+            plan = self._plan(scenario, examiner, journal)
+            try:
+                reason = self.parts.scrub(readers, fence, journal, supervisor, SimClock(world), plan).run()
+            except (Crash, QorumError):
+                return False
+            if world.watches:
+                raise Violation(f"the engine returned and left {sorted(world.watches)} open")
+            if reason is not StopReason.REPLAN:
+                return reason is None
+            world.tally["replan"] += 1
+            fate.told = None
+
+    def _plan(self, scenario: Scenario, examiner: Examiner, journal: MemoryJournal) -> ScrubPlan:
+        world = scenario.world
+        world.heeded = world.stale
+        return ScrubPlan(
             size_bytes=world.sectors * SECTOR_BYTES,
             threshold=world.threshold,
             repair=scenario.mode != "C",
@@ -97,22 +124,6 @@ class Simulation:
             settled=journal.settled,
             tuning=scenario.tuning,
         )
-        try:
-            engine = self.parts.scrub(readers, fence, journal, SimSupervisor(fate, readers), SimClock(world), plan)
-            reason = engine.run()
-        except (Crash, QorumError):
-            return False
-        if world.watches:
-            raise Violation(f"the engine returned and left {sorted(world.watches)} open")
-        return reason is None
-
-
-def _doomed_content(world: World) -> list[tuple[str, int, bool, bytes]]:
-    return [
-        (name, sector, sector in copy.unreadable, bytes(copy.data[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES]))
-        for name, copy in sorted(world.copies.items())
-        for sector in sorted(world.doomed)
-    ]
 
 
 @dataclass(slots=True)
@@ -127,10 +138,14 @@ class Examiner:
     found: Counter[tuple[int, str]] = field(default_factory=Counter)
     hopeless: Counter[int] = field(default_factory=Counter)
     wrong_before: dict[int, list[str]] = field(default_factory=dict)
+    struck_before: Counter[tuple[int, str]] = field(default_factory=Counter)
+    deaf_before: set[tuple[int, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if not self.disturbed:
             self.wrong_before = {sector: self.world.wrong(sector) for sector in range(self.world.sectors)}
+            self.struck_before = self.world.struck.copy()
+            self.deaf_before = {(s, name) for name, copy in self.world.copies.items() for s in copy.unreadable}
 
     # --- at each finding ----------------------------------------------------------------------------------------------
 
@@ -159,29 +174,39 @@ class Examiner:
             raise Violation(f"where there is no majority every copy is at fault and nothing is done: {finding}")
 
     def _count(self, sector: int, finding: Finding) -> None:
-        if sector in self.world.doomed:
+        # Where the majority was lost meanwhile, what was found before that is brought to its end.
+        if sector in self.world.doomed and not (self.disturbed and sector in self.world.doomed_late):
             raise Violation(f"sector {sector} has no majority, but was reported: {finding}")
         for name in finding.copies:
             self.found[sector, name] += 1
             if not self.world.struck[sector, name]:
                 raise Violation(f"invented: sector {sector} of {name}: {finding}")
-            allowed = self.world.struck[sector, name] if self.disturbed else 1
+            allowed = self.world.struck[sector, name]
+            if not self.disturbed:
+                allowed += 1 - self.struck_before[sector, name]
             if self.found[sector, name] > allowed:
                 raise Violation(
                     f"sector {sector} of {name} was damaged {allowed} times and found more often: {finding}"
                 )
+            if finding.source is Source.GUEST_READ and self.found[sector, name] == self.world.struck[sector, name]:
+                self._check_stored(sector, name, self.world.copies[name].by_read)
+
+    def _check_stored(self, sector: int, name: str, cached: Collection[int]) -> None:
+        if sector in cached:
+            raise Violation(f"sector {sector} of {name} was put down as repaired, and is only in its cache")
 
     def _check_evidence(self, finding: Finding) -> None:
         promised = bytes(self.world.shadow[finding.range.offset : finding.range.end])
         winners = [v for v in finding.versions if set(v.copies).isdisjoint(finding.copies)]
         if [v.digest for v in winners] != [sha256(promised).hexdigest()] or winners[0].sample != promised[:16]:
             raise Violation(f"the winner's evidence is not what was written: {finding}")
-        if len(set(winners[0].copies) - self.world.stale) < max(
+        if len(set(winners[0].copies) - self.world.heeded) < max(
             self.world.threshold, strict_majority(len(self.world.copies))
         ):
             raise Violation(f"too few current copies behind the winner: {finding}")
-        if finding.range.length == SECTOR_BYTES and len(finding.copies) == 1:
-            fault = self.world.faults[finding.range.offset // SECTOR_BYTES, finding.copies[0]]
+        sector = finding.range.offset // SECTOR_BYTES
+        if finding.range.length == SECTOR_BYTES and len(finding.copies) == 1 and sector not in self.world.fickle:
+            fault = self.world.faults[sector, finding.copies[0]]
             said = finding.diagnosis
             if fault.kind == "flip" and (said.kind, said.flipped_bits) != (Kind.BIT_FLIPS, fault.bits):
                 raise Violation(f"{fault.bits} bits were flipped, the diagnosis says {said}")
@@ -189,9 +214,12 @@ class Examiner:
     def prove(self, finding: Finding) -> None:
         """Put down as repaired: then it is, unless a guest has been there since."""
         for sector in sectors_of(finding.range):
-            still = set(self.world.wrong(sector)).intersection(finding.copies)
-            if still and self._is_cold(Range(sector * SECTOR_BYTES, SECTOR_BYTES)):
+            if not self._is_cold(Range(sector * SECTOR_BYTES, SECTOR_BYTES)):
+                continue
+            if still := set(self.world.wrong(sector)).intersection(finding.copies):
                 raise Violation(f"sector {sector} of {sorted(still)} was put down as repaired and is not")
+            for name in finding.copies:
+                self._check_stored(sector, name, self.world.copies[name].cached)
 
     def _is_cold(self, at: Range) -> bool:
         return self.world.warm.isdisjoint(sectors_of(at))
@@ -221,7 +249,7 @@ class Examiner:
 
     def _check_sector(self, sector: int) -> None:
         if sector in self.world.doomed:
-            if self.hopeless[sector] != 1:
+            if self.hopeless[sector] != 1 and not (self.disturbed and sector in self.world.doomed_late):
                 raise Violation(f"sector {sector} has no majority and was not reported")
             return
         for name in sorted(self.world.copies):
@@ -232,11 +260,17 @@ class Examiner:
                 else fault.early and sector not in self.world.warm
             )
             if fault is not None and expected:
-                if self.found[sector, name] != 1:
+                # What was misread, or broke when it was to be healed, may rightly be found a second time.
+                twice = self._was_fickle(sector) or fault.kind == "brittle"
+                if self.found[sector, name] != 1 and not (twice and self.found[sector, name]):
                     raise Violation(f"{fault} was found {self.found[sector, name]} times")
-                self._check_outcome(sector, name, fault.kind)
+                deaf = fault.kind == "unreadable" or (sector, name) in self.deaf_before
+                self._check_outcome(sector, name, "unreadable" if deaf else fault.kind)
             if self.mode != "C" and not self.disturbed and name in self.world.wrong(sector):
                 self._check_excuse(sector, name)
+
+    def _was_fickle(self, sector: int) -> bool:
+        return self.disturbed and sector in self.world.fickle
 
     def _check_excuse(self, sector: int, name: str) -> None:
         """What is still wrong in the end cannot be read, or cannot be written: the sector, or another one of its run,
@@ -246,7 +280,7 @@ class Examiner:
             raise Violation(f"at the end sector {sector} of {name} is not what was written: {finding}")
 
     def _finding_of(self, sector: int, name: str) -> Finding:
-        """The only one, as was checked before."""
+        """The first one."""
         assert self.journal is not None
         at = Range(sector * SECTOR_BYTES, SECTOR_BYTES)
         for finding in self.journal.findings.values():
@@ -256,13 +290,16 @@ class Examiner:
 
     def _check_outcome(self, sector: int, name: str, kind: str) -> None:
         finding = self._finding_of(sector, name)
+        sectors = set(sectors_of(finding.range))
+        if self.disturbed and (sectors & self.world.fickle.keys() or sectors & self.world.doomed_late):
+            return
         verdict = FindingVerdict.UNREADABLE if kind == "unreadable" else FindingVerdict.OUTVOTED
         if finding.verdict is not verdict:
             raise Violation(f"{kind} in sector {sector} of {name} was reported as {finding.verdict}")
         if not self._is_cold(finding.range) and self.disturbed:
             return
         stuck = any(
-            (fault := self.world.faults.get((s, n))) is not None and fault.kind == "stuck"
+            (fault := self.world.faults.get((s, n))) is not None and fault.kind in {"stuck", "brittle"}
             for s in sectors_of(finding.range)
             for n in finding.copies
         )

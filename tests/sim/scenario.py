@@ -8,10 +8,15 @@ from typing import Literal, get_args
 
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.scrub.plan import Tuning
-from tests.sim.world import Activity, Fault, World, range_of
+from tests.sim.truth import Activity, Fault, range_of
+from tests.sim.world import World
 
 Mode = Literal["A", "B", "C"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+def mode_of(seed: int) -> Mode:
+    return MODES[seed % len(MODES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ def build(seed: int, mode: Mode) -> Scenario:
         _doom(world)
     _rot(world)
     _let_guests_in(world)
+    _tempt_fate(world)
     start, end = 0, sectors
     if dice.random() < 0.15:
         start, end = sorted(dice.sample(range(sectors + 1), 2))
@@ -109,9 +115,7 @@ def _doom(world: World) -> None:
                 copy.unreadable.add(sector)
             else:
                 copy.data[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = old or dice.randbytes(SECTOR_BYTES)
-        world.doomed.add(sector)
-    world.untouchable |= world.doomed
-    world.note(f"without a majority: {sorted(world.doomed)}")
+        world.doom(sector, late=False)
 
 
 def _rot(world: World) -> None:
@@ -138,6 +142,19 @@ def _let_guests_in(world: World) -> None:
     world.activity = dice.choice(
         [Activity(), Activity(30, 10, 4), Activity(100, 30, 8), Activity(300, 0, 4), Activity(0, 60, 8)]
     )
+
+
+def _tempt_fate(world: World) -> None:
+    """What befalls some worlds and spares the others: copies that hang, lose their caches, or misread; and a watcher
+    that hears which copy has missed a write."""
+    dice = world.dice
+    world.activity.hangs = dice.choice([0, 0, 0, 1, 2])
+    world.activity.transients = dice.choice([0, 0, 2, 6])
+    if dice.random() < 0.4:
+        world.activity.power_cuts = dice.choice([0, 2, 5])
+        for copy in world.copies.values():
+            copy.volatile = dice.random() < 0.7
+    world.tells = dice.random() < 0.4
 
 
 def _tuning(dice: Random) -> Tuning:
