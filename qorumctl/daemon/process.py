@@ -190,7 +190,9 @@ def clear_runtime(paths: RuntimePaths) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise DaemonError(f"{path} cannot be removed: {error.strerror}.", path=str(path)) from None
+            raise DaemonError(
+                f"{path} cannot be removed: {reason(error)}.", remedy="Move it away.", path=str(path)
+            ) from None
 
 
 def _launch(binary: str, paths: RuntimePaths) -> tuple[subprocess.Popen[bytes], int]:
