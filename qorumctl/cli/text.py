@@ -37,7 +37,8 @@ def moment(timestamp: str) -> str:
 
 
 def taken(started: str, finished: str | None) -> str | None:
-    """How long it took; None for what has not ended."""
+    """How long it took; None for what has not ended, and where the clock was set back meanwhile."""
     if finished is None:
         return None
-    return format_duration((datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds())
+    seconds = (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
+    return None if seconds < 0 else format_duration(seconds)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import qorumctl
@@ -26,6 +25,7 @@ DETACHED = "watch --detached"
 """What a watcher that `start` began writes into its lock: `stop` ends it. One that somebody began by hand stays."""
 UNHEARD = "nobody listened for write errors for a time"
 _LISTENING = "watch.listening"
+_HEARD = "watch.heard"
 _POLL_S = 0.02
 _ENDS_S = 5.0
 
@@ -33,6 +33,17 @@ _ENDS_S = 5.0
 def note_listening(store: Store, daemon_pid: int | None) -> None:
     """By the watcher: it hears everything that this daemon tells; None: it hears nobody."""
     store.set_meta(_LISTENING, None if daemon_pid is None else f"{os.getpid()} {daemon_pid}")
+
+
+def keep_noted(store: Store, daemon_pid: int) -> None:
+    """By the watcher, now and then: a record that was lost and begun anew does not know of it."""
+    if store.meta(_LISTENING) != (noted := f"{os.getpid()} {daemon_pid}"):
+        store.set_meta(_LISTENING, noted)
+
+
+def note_heard(store: Store) -> None:
+    """By the watcher: the daemon has told something now. The clock that all processes share: the other one jumps."""
+    store.set_meta(_HEARD, f"{time.monotonic():.3f}")
 
 
 def note_done(store: Store, daemon_pid: int) -> None:
@@ -130,10 +141,9 @@ async def outlast_throttle(context: SetContext) -> None:
     """Before the daemon is told to end: what it holds back because it has just told something of the same copy would be
     lost with it."""
     with contextlib.suppress(QorumError, ValueError, TypeError), context.store(read_only=True) as store:
-        for event in store.events(1):
-            age = datetime.now(UTC) - datetime.fromisoformat(event.time)
-            if abs(age) < timedelta(seconds=2 * THROTTLE_S):
-                await asyncio.sleep(1.2 * THROTTLE_S)
+        heard_s = float(store.meta(_HEARD) or "-inf")
+        if abs(time.monotonic() - heard_s) < 2 * THROTTLE_S:
+            await asyncio.sleep(1.2 * THROTTLE_S)
 
 
 async def caught_up(context: SetContext, daemon_pid: int) -> bool:

@@ -8,6 +8,7 @@ exported and nobody listened makes every copy suspect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -23,7 +24,7 @@ from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.events import EVENTS, THROTTLE_S, CopyEvent, parse
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.graph import HEAL, VOLUME
-from qorumctl.errors import DaemonError, LockedError, StoreError
+from qorumctl.errors import DaemonError, LockedError, QorumError, StoreError
 from qorumctl.model.status import EventDocument
 from qorumctl.store import SetLock, Store
 from qorumctl.store.records import now
@@ -114,7 +115,7 @@ class _Watch:
             await self._noting(lambda store: watcher.note_listening(store, pid))
             self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
             heard_all = False
-            trimming = asyncio.ensure_future(self._trim())
+            trimming = asyncio.ensure_future(self._keep_up(pid))
             try:
                 lost, pace = 0, _Pace(self.context)
                 async for raw in stream.read():
@@ -162,6 +163,7 @@ class _Watch:
     async def _tell(self, document: EventDocument) -> None:
         detail = json.dumps(document.model_dump(mode="json", exclude={"schema_", "set", "kind", "copy_"}))
         await self._noting(lambda store: store.add_event(document.kind, document.copy_, detail))
+        await self._noting(watcher.note_heard)
         self.audience.heard(document)
 
     async def _noting(self, write: Callable[[Store], None]) -> None:
@@ -177,11 +179,13 @@ class _Watch:
                 self.audience.note(str(error))
                 await asyncio.sleep(1.0)
 
-    async def _trim(self) -> None:
+    async def _keep_up(self, pid: int) -> None:
         runtime = self.context.runtime
         while True:
             for path in (runtime.log, runtime.directory / watcher.LOG_NAME):
                 trim(path)
+            with contextlib.suppress(QorumError), self.context.store() as store:
+                watcher.keep_noted(store, pid)
             await asyncio.sleep(_TRIM_EVERY_S)
 
 

@@ -93,16 +93,26 @@ class Database:
         else:
             ensure_private(directory)
         _make_private_file(path)
-        return cls._connect(path, str(path), migrations, read_only=read_only)
+        try:
+            return cls._connect(path, str(path), migrations, read_only=read_only)
+        except StoreError as error:
+            if not (read_only and _no_room(error.__cause__)):
+                raise
+        return cls._connect(path, str(path), migrations, read_only=True, alone=True)
 
     @classmethod
-    def _connect(cls, path: Path, target: str, migrations: tuple[str, ...], *, read_only: bool) -> Database:
+    def _connect(
+        cls, path: Path, target: str, migrations: tuple[str, ...], *, read_only: bool, alone: bool = False
+    ) -> Database:
+        """`alone`: nobody else has it open, and SQLite makes no -shm, for which a full disk has no room."""
         with translated(path):
             # isolation_level None: Python's module begins no transactions of its own.
             connection = sqlite3.connect(target, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             on_disk = target != ":memory:"
             try:
                 connection.row_factory = sqlite3.Row
+                if alone:
+                    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute("PRAGMA foreign_keys=ON")
                 # A damaged page is found when it is read, and nothing that stands in the file is a program.
@@ -336,6 +346,11 @@ _DAMAGE_WORDS = ("no such table", "no such column", "has no column", "malformed"
 """Errors that SQLite, or Python, reports under a code that says nothing."""
 
 
+def _no_room(error: BaseException | None) -> bool:
+    """Not even for the -shm, which every connection needs, to read as well: a code of its own."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE
+
+
 def _in_words(error: sqlite3.Error, path: Path) -> StoreError:
     # The low byte is the primary code; the rest says more (SQLITE_IOERR_WRITE). Python's own errors carry none.
     code: int = getattr(error, "sqlite_errorcode", 0)
@@ -343,5 +358,6 @@ def _in_words(error: sqlite3.Error, path: Path) -> StoreError:
     detail = f"{error} ({name})" if code & 0xFF == sqlite3.SQLITE_IOERR else str(error)
     if code & 0xFF in _DAMAGE or any(words in detail for words in _DAMAGE_WORDS):
         return damaged(path, detail)
-    message, remedy = _WORDS.get(code & 0xFF, _failing)(path, detail)
+    words = _full if _no_room(error) else _WORDS.get(code & 0xFF, _failing)
+    message, remedy = words(path, detail)
     return StoreError(message, remedy=remedy, path=str(path))

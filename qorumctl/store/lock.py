@@ -49,8 +49,7 @@ class SetLock:
                     ensure_private(state_directory)
                     removed, fd = fd, _open(path)
                     os.close(removed)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()} {purpose}\n".encode()[:_MOST_BYTES], 0)
+            _sign(fd, purpose)
         except OSError as error:
             os.close(fd)
             raise _failed(path, error) from error
@@ -126,8 +125,21 @@ def _try(fd: int, mode: int) -> bool:
     return True
 
 
+def _sign(fd: int, purpose: str) -> None:
+    """In place, which takes no space where somebody has signed before. On a full disk a lock is held unsigned: it must
+    not keep a set from being stopped."""
+    signature = f"{os.getpid()} {purpose}\n".encode()[:_MOST_BYTES]
+    try:
+        os.pwrite(fd, signature, 0)
+        os.ftruncate(fd, len(signature))
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        os.ftruncate(fd, 0)
+
+
 def _holder(fd: int) -> tuple[int, str]:
-    pid, _, purpose = os.pread(fd, _MOST_BYTES, 0).decode(errors="replace").strip().partition(" ")
+    pid, _, purpose = os.pread(fd, _MOST_BYTES, 0).decode(errors="replace").partition("\n")[0].partition(" ")
     return (int(pid), purpose) if pid.isdecimal() else (0, "")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qorumctl.core.findings import Action, Checkpoint
-from qorumctl.errors import RefusedError, StoreError
+from qorumctl.errors import DamagedStateError, RefusedError, StoreError
 from qorumctl.store import Store, set_aside
 from qorumctl.store.database import MIGRATIONS, Database
 from tests.store.samples import SIZE, outvoted
@@ -130,6 +130,37 @@ class TestDamage:
         with sqlite3.connect(kept) as connection:
             assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
 
+    def test_what_was_set_aside_before_is_kept(self, directory: Path) -> None:
+        kept = []
+        for _ in range(3):
+            Store.open(directory).close()
+            kept.append(set_aside(directory).name)
+        assert kept == ["state.db.damaged-1", "state.db.damaged-2", "state.db.damaged-3"]
+
+    @pytest.mark.parametrize("version", [0, 1, len(MIGRATIONS), 99])
+    def test_another_program_s_database_is_left_alone(self, directory: Path, version: int) -> None:
+        directory.mkdir(mode=0o700)
+        with sqlite3.connect(directory / "state.db") as other:
+            other.execute("CREATE TABLE bookmarks (url TEXT)")
+            other.execute(f"PRAGMA user_version={version}")
+        other.close()
+        before = (directory / "state.db").read_bytes()
+        for read_only in (True, False):
+            with pytest.raises(DamagedStateError, match="is damaged"), Store.open(directory, read_only=read_only) as s:
+                s.history()
+        if version != 1:
+            assert (directory / "state.db").read_bytes() == before
+
+    def test_a_look_at_all_of_it_finds_a_page_that_nobody_asked_for(self, directory: Path) -> None:
+        with Store.open(directory) as store:
+            journal = store.journal(begin(store))
+            for n in range(50):
+                journal.conclude([], [outvoted(n * 10 + k, Action.LEFT) for k in range(10)], Checkpoint())
+            store.check_whole()
+        self.break_file(directory, at=(directory / "state.db").stat().st_size - 4096, length=4096)
+        with Store.open(directory) as store, pytest.raises(DamagedStateError):
+            store.check_whole()
+
     def test_setting_aside_what_is_not_there_is_an_error(self, directory: Path) -> None:
         with pytest.raises(StoreError, match="cannot be moved aside"):
             set_aside(directory)
@@ -145,6 +176,62 @@ class TestDamage:
         (tmp_path / "web01").touch()
         with pytest.raises(RefusedError):
             Store.open(tmp_path / "web01")
+
+
+class TestInPlace:
+    """SQLite goes on writing to a file that has lost its name."""
+
+    @pytest.mark.parametrize("suffix", ["", "-wal"])
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_what_is_written_to_a_removed_file_is_no_record(self, directory: Path, suffix: str, replaced: bool) -> None:
+        with Store.open(directory) as store:
+            run = begin(store)
+            path = directory / f"state.db{suffix}"
+            path.unlink()
+            if replaced:
+                path.touch(0o600)
+            with pytest.raises(StoreError, match="was removed or replaced while it was in use"):
+                store.finish_run(run)
+
+    def test_another_connection_of_the_process_keeps_its_locks(self, directory: Path) -> None:
+        """Closing any descriptor of a file drops all POSIX locks that the process has on it: another process would then
+        take itself for the last one, and the -wal away."""
+        with Store.open(directory) as store:
+            begin(store)
+            Store.open(directory).close()
+            code = (
+                "import sys; from pathlib import Path; from qorumctl.store import Store\n"
+                "with Store.open(Path(sys.argv[1])) as s: s.set_meta('a', 'b')"
+            )
+            subprocess.run([sys.executable, "-c", code, directory], check=True)
+            assert (directory / "state.db-wal").exists()
+            assert store.meta("a") == "b"
+            store.set_meta("c", "d")
+        with Store.open(directory) as store:
+            assert store.meta("c") == "d"
+
+
+def test_what_an_older_version_has_written_is_this_set_s_and_in_order(directory: Path) -> None:
+    Database.open(directory, read_only=False, migrations=MIGRATIONS[:1]).close()
+    with sqlite3.connect(directory / "state.db") as old:
+        for started in ("2020-01-01", "2020-01-03"):
+            old.execute(
+                "INSERT INTO runs (mode, state, started, size, thorough, parameters, cursor, scanned, skipped,"
+                " read_bytes, suspects, busy, position) VALUES ('report', 'finished', ?, 1048576, 0, '{}', 1048576, 0, 0, '{}', 0,"
+                " '[]', 0)",
+                (started,),
+            )
+        for start, confirmed in ((0, "2020-01-02"), (512, "2020-01-04")):
+            old.execute(
+                "INSERT INTO findings (run, start, length, verdict, copies, action, diagnosis, confirmed, source)"
+                " VALUES (1, ?, 512, 'outvoted', '[\"a\"]', 'left', '{\"kind\": \"zeroed\"}', ?, 'scrub')",
+                (start, confirmed),
+            )
+    old.close()
+    with Store.open(directory) as store:
+        assert store.meta("set") == ""
+        # The second run began before the second finding was made, which the first one made after it was resumed.
+        assert [found.offset for found in store.open_findings()] == [512]
 
 
 def fill(directory: Path) -> tuple[int, StoreError]:

@@ -140,3 +140,22 @@ def test_a_directory_that_holds_more_than_the_lock_stays(tmp_path: Path) -> None
         (directory / "state.db").touch()
         lock.remove_if_alone()
     assert (directory / "state.db").exists()
+
+
+UNSIGNED = """
+import resource, signal, sys
+from pathlib import Path
+from qorumctl.store import SetLock
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+with SetLock.acquire(Path(sys.argv[1]), purpose="stop"):
+    print(SetLock.held_by(Path(sys.argv[1])))
+"""
+
+
+def test_where_nothing_can_be_written_it_is_held_all_the_same(directory: Path) -> None:
+    """A disk that is full must not keep a set from being stopped."""
+    with SetLock.acquire(directory, purpose="scrub"):
+        pass
+    held = subprocess.run([sys.executable, "-c", UNSIGNED, directory], check=True, capture_output=True, text=True)
+    assert held.stdout.strip() == "(0, '')"

@@ -120,6 +120,23 @@ class TestOpenFindings:
         scrub(store)
         assert self.sectors(store) == []
 
+    @pytest.mark.parametrize("jump", ["back", "forward"])
+    def test_a_clock_that_jumps_hides_nothing_and_keeps_nothing_open(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, jump: str
+    ) -> None:
+        """The paused run began under a wrong year: whatever it has looked at is older than the finding all the same."""
+        years = iter(["1990", "2060"] if jump == "forward" else ["2060", "1990"])
+        monkeypatch.setattr(store, "_now", lambda: f"{year}-01-01T00:00:00.000Z")
+        year = next(years)
+        paused = scrub(store, within=Range(0, 8 * S), end="suspend")
+        year = next(years)
+        scrub(store, replace(outvoted(2, Action.LEFT), confirmed_at=f"{year}-01-01T00:00:00.000Z"))
+        store.reopen_run(paused, os.getpid())
+        store.finish_run(paused)
+        assert self.sectors(store) == [2]
+        scrub(store)
+        assert self.sectors(store) == []
+
     def test_a_repair_that_nobody_verified_is_open(self, store: Store) -> None:
         run = store.begin_run("repair", SIZE, None, False, None, os.getpid())
         store.journal(run.id).begin_repair([outvoted(7, Action.PENDING)])
