@@ -66,12 +66,19 @@ class InternalError(QorumError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Always ends with SystemExit."""
+    # See qorumctl.cli: from here on Ctrl-C is an exception, which has words and an exit code.
+    restored = signal.getsignal(signal.SIGINT) is signal.SIG_DFL and arguments is None
+    if restored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         # Names of files are bytes: one that is no UTF-8 must not end in an exception.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(_run(given))
+    code = _run(given)
+    if restored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def _run(given: list[str]) -> int:
