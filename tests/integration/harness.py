@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from qorumctl.controller.options import CreateOptions, ScrubOptions, Timeouts
 from qorumctl.controller.sets import QuorumSets
-from qorumctl.copies.nbd_link import NbdLink
+from qorumctl.copies.nbd_link import NbdLink, Ticket
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
 from qorumctl.daemon.process import RuntimePaths
@@ -25,6 +26,7 @@ from qorumctl.paths import Directories
 from tests.live import MIB, end_watcher, wait_for
 
 SECTOR = 512
+_BLOCK = 4096
 NAME = "web01"
 
 
@@ -156,12 +158,25 @@ class LiveSet:
 class Writers:
     """Guests that write at random within a region of the volume, and note what was acknowledged.
 
-    Each owns a part of the region, so the shadow has one writer per byte.
+    Each owns a part of the region, so the shadow has one writer per byte; of its `depth` requests in flight no two
+    overlap. `spare`: this one in two blocks of 4096 bytes, 0 or 1, is never written.
     """
 
-    def __init__(self, live: LiveSet, shadow: bytearray, within: Range, *, count: int = 4, seed: int = 7) -> None:
+    def __init__(
+        self,
+        live: LiveSet,
+        shadow: bytearray,
+        within: Range,
+        *,
+        count: int = 4,
+        seed: int = 7,
+        depth: int = 1,
+        spare: int | None = None,
+    ) -> None:
         self._live = live
         self._shadow = shadow
+        self._depth = depth
+        self._spare = spare
         self._stop = threading.Event()
         self.writes = 0
         part = within.length // count // SECTOR * SECTOR
@@ -172,16 +187,34 @@ class Writers:
 
     def _write(self, seed: int, within: Range) -> None:
         link, dice = self._live.link(), random.Random(seed)
-        while not self._stop.is_set():
-            length = SECTOR * dice.choice([1, 8, 8, 16, 128])
-            length = min(length, within.length)
-            at = within.offset + dice.randrange((within.length - length) // SECTOR + 1) * SECTOR
-            data = dice.randbytes(length)
-            assert link.write(at, data)
-            self._shadow[at : at + length] = data
+        flying: deque[tuple[Ticket, bytes]] = deque()
+
+        def land() -> None:
+            ticket, data = flying.popleft()
+            assert link.complete(ticket)
+            self._shadow[ticket.range.offset : ticket.range.end] = data
             self.writes += 1
+
+        while not self._stop.is_set():
+            at = self._place(dice, within)
+            while any(at.offset < ticket.range.end and ticket.range.offset < at.end for ticket, _ in flying):
+                land()
+            data = dice.randbytes(at.length)
+            flying.append((link.submit_write(at.offset, data), data))
+            if len(flying) >= self._depth:
+                land()
+        while flying:
+            land()
         link.flush()
         link.close()
+
+    def _place(self, dice: random.Random, within: Range) -> Range:
+        if self._spare is not None:
+            block = 2 * dice.randrange(within.length // _BLOCK // 2) + 1 - self._spare
+            return Range(within.offset + block * _BLOCK, _BLOCK)
+        length = min(SECTOR * dice.choice([1, 8, 8, 16, 128]), within.length)
+        at = within.offset + dice.randrange((within.length - length) // SECTOR + 1) * SECTOR
+        return Range(at, length)
 
     def __enter__(self) -> Writers:
         for thread in self._threads:

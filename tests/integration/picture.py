@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from qorumctl.controller import watcher
 from qorumctl.controller.sets import QuorumSets
 from qorumctl.daemon import process
+from qorumctl.daemon.client import Monitor
 from qorumctl.errors import QorumError
 from qorumctl.model.status import SetStatus
+from qorumctl.store import SetLock
 from tests.integration.harness import NAME, LiveSet
 
 
@@ -28,6 +31,34 @@ def picture(live: LiveSet) -> dict[str, object]:
     seen["pid"] = process.running_pid(runtime)
     seen["sockets"] = [path.name for path in (*runtime.sockets, runtime.pidfile) if path.exists()]
     return seen
+
+
+async def daemon_picture(live: LiveSet) -> dict[str, object]:
+    """What a running set consists of, apart from its data: the same between any two commands, whatever was killed.
+
+    Block nodes, exports, bitmaps and jobs of the daemon; the processes; who holds a lock; what lies in which directory.
+    """
+    seen: dict[str, object] = {}
+    async with await Monitor.open(live.runtime.control_sock) as monitor:
+        nodes = await monitor.execute("query-named-block-nodes", {"flat": True}, timeout_s=20)
+        seen["nodes"] = sorted((node["node-name"], node["drv"], node["ro"]) for node in nodes)
+        seen["bitmaps"] = [bitmap for node in nodes for bitmap in node.get("dirty-bitmaps", [])]
+        exports = await monitor.execute("query-block-exports", timeout_s=20)
+        seen["exports"] = sorted((export["id"], export["type"], export["node-name"]) for export in exports)
+        seen["jobs"] = await monitor.execute("query-jobs", timeout_s=20)
+    seen["daemons"] = len(process.processes(live.runtime))
+    seen["lock"] = SetLock.held_by(live.directories.state_dir(NAME))
+    seen["watcher"] = (SetLock.held_by(live.directories.state_dir(NAME), file_name=watcher.LOCK_NAME) or (0, ""))[1]
+    return seen | {"files": listing(live)}
+
+
+def listing(live: LiveSet) -> list[tuple[str, str]]:
+    """Path and mode of everything that a set has on disk. SQLite's own files come and go."""
+    directories = live.directories
+    roots = (directories.config, directories.state, directories.runtime, live.images_dir)
+    paths = sorted(path for root in roots for path in root.rglob("*") if not path.name.startswith("state.db-"))
+    # What was there a moment ago may have gone: a watcher's temporary file.
+    return [(str(path), oct(path.lstat().st_mode)) for path in paths if path.exists()]
 
 
 def _facts(path: Path) -> tuple[object, ...]:
