@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qorumctl.copies.base import CopyReader
-from qorumctl.core.ranges import SECTOR_BYTES, Range, RangeSet, between, intersect, split
+from qorumctl.core.ranges import SECTOR_BYTES, Range, RangeSet, between, intersect, split, total_bytes
 from qorumctl.errors import CopyError
+from qorumctl.scrub.dead import give_up_if_dead
 from qorumctl.scrub.evidence import ObservedRun, cut, examine
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Fence, StopReason, Supervisor, Watch
@@ -59,7 +60,9 @@ class Confirmer:
         try:
             if flush:
                 self.flush()
-            runs = [run for window in self._windows(asked.ranges) for run in self._observe(window)]
+            windows = self._windows(asked.ranges)
+            runs = [run for window in windows for run in self._observe(window)]
+            self._give_up_on_the_dead(runs, windows)
             self._fence.freeze([watch] if earlier is None else [earlier, watch])
             differing = [part for run in runs for part in cut(run, asked.parts_of(run.range))]
             # Nothing differs: there is nothing to excuse, so nobody needs to know what was written.
@@ -89,6 +92,14 @@ class Confirmer:
         """A copy that hangs would block the drain, and with it every guest; a read has a deadline."""
         for reader in self._readers:
             reader.observe(Range(0, SECTOR_BYTES))
+
+    def _give_up_on_the_dead(self, runs: Sequence[ObservedRun], windows: Sequence[Range]) -> None:
+        """Its storage may have gone since the scan. What differs in the others would then be on record as without a
+        majority, and stay so though the copy comes back."""
+        for reader in self._readers:
+            unread = [run.range for run in runs if reader.name in run.verdict.unreadable]
+            if unread and total_bytes(unread) == total_bytes(windows):
+                give_up_if_dead(reader, self._plan, unread[0].offset)
 
     def _windows(self, suspects: Sequence[Range]) -> list[Range]:
         """Few requests: suspects that lie close together are read together."""

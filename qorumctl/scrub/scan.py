@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from qorumctl.copies.base import CHUNK_BYTES, CopyReader
 from qorumctl.core.ranges import SECTOR_BYTES, Range, between, coalesce, intersect, subtract, total_bytes
 from qorumctl.core.vote import Observation
-from qorumctl.errors import CopyUnavailableError
+from qorumctl.scrub.dead import give_up_if_dead
 from qorumctl.scrub.evidence import ObservedRun, examine
 from qorumctl.scrub.pacing import Pacer
 from qorumctl.scrub.plan import ScrubPlan
@@ -144,16 +144,7 @@ class Scanner:
 
     def _give_up_on_the_dead(self, failing: Mapping[str, list[Range]]) -> None:
         """A copy that cannot read anything would be bisected sector by sector for days: say so instead."""
-        tuning, size = self._plan.tuning, self._plan.size_bytes
         for reader in self._readers:
             chunks = failing[reader.name]
-            if len(chunks) < tuning.failing_chunks:
-                continue
-            spread = [size * n // tuning.failing_probes // SECTOR_BYTES for n in range(tuning.failing_probes)]
-            probes = [Range(sector * SECTOR_BYTES, SECTOR_BYTES) for sector in spread]
-            if all(reader.observe(probe).unreadable for probe in probes):
-                raise CopyUnavailableError(
-                    f"Copy {reader.name} cannot read anything: every read fails, from offset {chunks[0].offset} on.",
-                    remedy="Bring its storage back, then scrub again: the run resumes where it was.",
-                    copy=reader.name,
-                )
+            if len(chunks) >= self._plan.tuning.failing_chunks:
+                give_up_if_dead(reader, self._plan, chunks[0].offset)
