@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,6 +34,12 @@ _APPLICATION = b"qorumctl"
 """machine-id(5): the id is confidential, so only a hash keyed by the application may be shown."""
 
 
+_MOST_GENERATIONS = 1 << 53
+"""No set is started so often, and every JSON reader can hold it."""
+_Word = Annotated[str, Field(max_length=64)]
+"""Names and ids that we wrote: more is somebody else's, and would fill a terminal."""
+
+
 class Sidecar(BaseModel):
     """What stands beside an image. `members`: the copies of `generation`. `preparing`: a generation that was about to
     begin. `clean`: the daemon ended in order, so no write of this generation is on some copies only."""
@@ -41,14 +47,14 @@ class Sidecar(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, serialize_by_alias=True)
 
     schema_: Literal["qorum.sidecar/1"] = Field("qorum.sidecar/1", alias="schema")
-    uuid: str
-    set: str
-    copy_: str = Field(alias="copy")
-    generation: int = Field(ge=0)
-    preparing: int | None = Field(None, ge=0)
-    members: tuple[str, ...]
-    host: str
-    host_id: str
+    uuid: _Word
+    set: _Word
+    copy_: _Word = Field(alias="copy")
+    generation: int = Field(ge=0, le=_MOST_GENERATIONS)
+    preparing: int | None = Field(None, ge=0, le=_MOST_GENERATIONS)
+    members: tuple[_Word, ...]
+    host: str = Field(max_length=255)
+    host_id: _Word
     clean: bool
 
     @property

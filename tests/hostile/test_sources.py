@@ -99,16 +99,13 @@ async def test_a_size_that_changes_with_each_connection(live: LiveSet, serve: Se
     assert fingerprint(honest) == before
 
 
-# What it takes to end a daemon that hangs makes silence slow to test.
-HANDSHAKES = [(stage, fault) for stage in ("greeting", "structured", "context", "info", "ack")
-              for fault in ("closes", "garbage")] + [("ack", "silence")]  # fmt: skip
-
-
-@pytest.mark.parametrize(("stage", "fault"), HANDSHAKES)
+@pytest.mark.parametrize("stage", ["greeting", "structured", "context", "info", "ack"])
+@pytest.mark.parametrize("fault", ["closes", "garbage"])
 async def test_a_server_that_fails_in_the_handshake(
     live: LiveSet, serve: Serve, content: bytes, stage: str, fault: str
 ) -> None:
-    said = {"closes": None, "garbage": b"\xa5" * 40, "silence": b""}[fault]
+    """One that says nothing is a copy that hangs: tests/daemon/test_quorum_set.py."""
+    said = {"closes": None, "garbage": b"\xa5" * 40}[fault]
     server = serve(Lies(hook=lambda what, data: said if what == stage else data))
     honest = honest_images(live, content)
     before = fingerprint(honest)
@@ -126,7 +123,7 @@ def test_a_server_that_turns_hostile(
     """Honest at `create` and `start`; then it spoils what it says while guests read and write, and scrubs repair."""
     errors = commands = 0
     live = live_set(size_bytes=SIZE, timeouts=QUICK)
-    for seed in attack.rounds(2):
+    for seed in attack.rounds(1):
         server = NbdLiar(short_dir / f"h{seed}.sock", content)
         try:
             done, failed = _turn_hostile(live, server, content, random.Random(seed))

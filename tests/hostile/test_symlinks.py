@@ -51,7 +51,7 @@ STATE = ["state.db", "state.db-wal", "state.db-shm", "state.db-journal", "lock",
 
 
 @needs_root
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "pipe", "directory"])
 @pytest.mark.parametrize("name", STATE)
 def test_in_the_state_directory(stopped: Stopped, victim: Path, name: str, kind: str) -> None:
     """It is ours alone, so this takes a mistake of ours, or of a backup: the victim is safe all the same."""
@@ -67,7 +67,7 @@ RUNTIME = ["qsd.pid", "qsd.log", "watch.log", "control.lock", "control.sock", "s
 
 
 @needs_root
-@pytest.mark.parametrize("kind", ["symlink", "hard link", "pipe", "directory"])
+@pytest.mark.parametrize("kind", ["symlink", "pipe", "directory"])
 @pytest.mark.parametrize("name", RUNTIME)
 def test_in_the_runtime_directory(stopped: Stopped, victim: Path, name: str, kind: str) -> None:
     stopped.directories.runtime_dir(NAME).mkdir(parents=True)
