@@ -217,8 +217,8 @@ def test_what_an_older_version_has_written_is_this_set_s_and_in_order(directory:
         for started in ("2020-01-01", "2020-01-03"):
             old.execute(
                 "INSERT INTO runs (mode, state, started, size, thorough, parameters, cursor, scanned, skipped,"
-                " read_bytes, suspects, busy, position) VALUES ('report', 'finished', ?, 1048576, 0, '{}', 1048576, 0, 0, '{}', 0,"
-                " '[]', 0)",
+                " read_bytes, suspects, busy, position)"
+                " VALUES ('report', 'finished', ?, 1048576, 0, '{}', 1048576, 0, 0, '{}', 0, '[]', 0)",
                 (started,),
             )
         for start, confirmed in ((0, "2020-01-02"), (512, "2020-01-04")):
