@@ -160,6 +160,11 @@ def summary(report: ScrubReport, *, interrupted: bool = False) -> list[str]:
             f"{format_size(report.busy_bytes)} were written again and again and could not be compared: the next scrub"
             " looks at them again."
         )
+    for name, reads in sorted(report.recovered_reads.items()):
+        told.append(
+            f"{counted(reads, 'read')} of copy {name} failed, and succeeded when made again: nothing was lost, but look"
+            " at its storage, which may be about to fail."
+        )
     return [f"{report.set}: {told[0]}", *told[1:]]
 
 

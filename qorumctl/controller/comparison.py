@@ -96,6 +96,9 @@ class _Onlooker:
     def wants_quiet(self) -> bool:
         return self._control.reason is not None
 
+    def recovered(self, copy: str, reads: int) -> None:
+        return
+
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         self._read_bytes += read_bytes
         self._progress.advance(max(position_bytes, self._progress.position_bytes), self._clock.now_s())

@@ -232,6 +232,7 @@ class _Supervisor:
         self._within = record.within or Range(0, record.size_bytes)
         self._progress = Progress(self._within.length, max(0, record.checkpoint.cursor_bytes - self._within.offset))
         self._read_bytes = 0
+        self._recovered = dict(record.parameters.get("recovered", {}))
         self._asked_at_s = self._told_at_s = self._noted_at_s = 0.0
 
     def stop_requested(self) -> StopReason | None:
@@ -263,6 +264,10 @@ class _Supervisor:
 
     def wants_quiet(self) -> bool:
         return self._control.suspend_requested or self.stop_requested() is not None
+
+    def recovered(self, copy: str, reads: int) -> None:
+        self._recovered[copy] = self._recovered.get(copy, 0) + reads
+        self._store.note_recovered(self._run, self._recovered)
 
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         now_s = time.monotonic()

@@ -131,7 +131,7 @@ class Monitor:
         """What to raise when the daemon did not finish this in time. `command`: a name, or what it was doing."""
         return suspended(self._socket, self._peer) or DaemonStalledError(
             f"qemu-storage-daemon did not finish {command} within {deadline_s:g} s.",
-            remedy="A guest that was stopped in the middle of a request, or a copy that hangs, holds it up: look at both.",
+            remedy="A guest that was stopped in a request holds it up, or a copy that hangs: look at both.",
             path=str(self._socket),
         )
 

@@ -70,6 +70,10 @@ class ScrubReport(Document):
         default_factory=list,
         description="copies that had missed writes, and so did not vote (or not from some point on)",
     )
+    recovered_reads: dict[str, int] = Field(
+        default_factory=dict,
+        description="copy -> reads of it that failed and succeeded when they were made again: no finding, but a sign",
+    )
     findings: list[FindingDocument]
 
 

@@ -15,7 +15,7 @@ from qorumctl.core.diagnosis import Diagnosis, Kind
 from qorumctl.core.findings import Action, Checkpoint, Finding, FindingVerdict, Source
 from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subtract, total_bytes
 from qorumctl.core.vote import Outvoted
-from qorumctl.scrub.confirm import Confirmer, Stopped
+from qorumctl.scrub.confirm import Confirmer, Round, Stopped
 from qorumctl.scrub.evidence import ObservedRun, cut, findings_of
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Clock, Fence, Journal, StopReason, Supervisor, Watch
@@ -118,6 +118,7 @@ class Scrub:
 
     def _confirm_segment(self, segment: Segment, suspects: list[Range], watch: Watch) -> None:
         first = self._confirmer.confirm(suspects, earlier=watch)
+        self._tell_what_passed(segment, first)
         findings = self._new_findings(first.damaged)
         findings += self._gone_unwritten(segment, first.damaged, first.busy, first.written_before)
         busy = first.busy
@@ -128,6 +129,17 @@ class Scrub:
             findings += self._new_findings(again.damaged)
             busy = again.busy
         self._conclude(findings, self._advance(segment, suspects=len(suspects), busy=busy))
+
+    def _tell_what_passed(self, segment: Segment, first: Round) -> None:
+        """Reads that failed in the scan and succeeded now: no damage, but storage that may be about to fail."""
+        if not segment.failed:
+            return
+        for name in dict.fromkeys(name for name, _ in segment.failed):
+            unread = [run.range for run in first.damaged if name in run.verdict.unreadable]
+            unknown = RangeSet([*unread, *first.busy, between(segment.end, self._plan.size_bytes + 1)])
+            passed = sum(not unknown.touches(at) for failed, at in segment.failed if failed == name)
+            if passed:
+                self._supervisor.recovered(name, passed)
 
     def _new_findings(self, damaged: list[ObservedRun]) -> list[Finding]:
         """Findings but for those that an interrupted part of this run left on record. Only repairs go on record ahead

@@ -65,6 +65,9 @@ class Supervisor(Protocol):
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         """`position_bytes`: the cursor. `read_bytes`: of each copy, since this call was last made."""
 
+    def recovered(self, copy: str, reads: int) -> None:
+        """So many reads of a copy failed and succeeded when they were made again."""
+
 
 class Clock(Protocol):
     def now_s(self) -> float:

@@ -26,6 +26,8 @@ class Segment:
     suspects: list[Range] = field(default_factory=list)
     runs: list[ObservedRun] = field(default_factory=list)
     """What the copies said where they differed: evidence, should a guest's read repair it before it is confirmed."""
+    failed: list[tuple[str, Range]] = field(default_factory=list)
+    """Reads that a copy answered with an error: the copy's name, and what was asked for."""
 
 
 class Scanner:
@@ -60,6 +62,9 @@ class Scanner:
                         for reader, chunk in zip(self._readers, chunks, strict=True)
                     }
                     self._note(segment, at, observations)
+                    for reader, chunk in zip(self._readers, chunks, strict=True):
+                        if chunk.failed:
+                            segment.failed.append((reader.name, at))
                 segment.scanned_bytes += at.length
                 self._supervisor.moved(at.end, at.length, len(segment.suspects))
                 for reader, chunk in zip(self._readers, chunks, strict=True):

@@ -114,6 +114,7 @@ def _scrub_report(set_name: str, run: RunRecord, documents: list[FindingDocument
         thorough=run.thorough,
         message=run.message,
         uncounted=run.parameters.get("uncounted", []),
+        recovered_reads=run.parameters.get("recovered", {}),
         findings=documents,
     )
 

@@ -216,6 +216,14 @@ class Store:
                 (json.dumps(sorted(copies)), run_id),
             )
 
+    def note_recovered(self, run_id: int, reads: Mapping[str, int]) -> None:
+        """Copy -> reads of it that failed in this run and succeeded when they were made again."""
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE runs SET parameters = json_set(parameters, '$.recovered', json(?)) WHERE id = ?",
+                (json.dumps(dict(reads)), run_id),
+            )
+
     # Findings.
 
     def journal(self, run_id: int) -> journal.RunJournal:

@@ -167,6 +167,7 @@ async def test_a_copy_that_fails_now_and_then(nbdkit: Nbdkit, live_set: LiveSets
         with Guests(live, shadow, Range(0, 4 * MIB), seed=seed) as guests:
             first = await live.scrub()
         trigger.unlink()
+        assert set(first.recovered_reads) <= {"c"}
         assert guests.refused == 0, "two copies had every write"
         assert {(f.verdict, *f.copies) for f in first.findings} <= {("outvoted", "c"), ("unreadable", "c")}
         second = await live.scrub()
@@ -177,6 +178,22 @@ async def test_a_copy_that_fails_now_and_then(nbdkit: Nbdkit, live_set: LiveSets
         assert all(live.equal_to(shadow).values())
         assert (await status_of(live.sets)).state == "healthy"
         attack.count(writes=guests.acknowledged, flips=len(injected))
+
+
+async def test_a_read_that_fails_and_then_succeeds_is_no_finding_and_is_told(
+    nbdkit: Nbdkit, live_set: LiveSets
+) -> None:
+    """A copy that cannot read a MiB at once, but each half of it."""
+    live = live_set(size_bytes=SIZE)
+    path = blank(live)[2]
+    read = f"if [ $3 -ge 1048576 ]; then echo EIO once >&2; exit 1; fi; tail -c +$(($4 + 1)) {path} | head -c $3"
+    writable = ("can_write=exit 0", "pwrite=exit 0", "can_flush=exit 0", "flush=exit 0")
+    await assembled(live, {"c": nbdkit("eval", f"get_size=echo {SIZE}", f"pread={read}", *writable).uri})
+    said = await say(live, "scrub")
+    assert (said.summary, said.document["findings"], said.document["recovered_reads"]) == ((0, "clean"), [], {"c": 4})
+    with live.cli("report", NAME) as told:
+        words = " ".join(told.communicate()[0].decode().split())
+    assert "4 reads of copy c failed, and succeeded when made again" in words, words
 
 
 # -- hangs

@@ -50,6 +50,7 @@ async def test_a_daemon_killed_at_any_instant_of_a_scrub(live_set: LiveSets, att
     live = live_set(size_bytes=32 * MIB)
     shadow = await running(live)
     hot, cold = Range(0, 4 * MIB), Range(4 * MIB, 28 * MIB)
+    earlier: set[int] = set()
     for seed in attack.rounds(2):
         dice = random.Random(seed)
         guests = Guests(live, shadow, hot, seed=seed)
@@ -64,8 +65,11 @@ async def test_a_daemon_killed_at_any_instant_of_a_scrub(live_set: LiveSets, att
             assert said.document["code"] in {"daemon-gone", "copy-unavailable"}
             assert "is gone" in said.words or "closed the connection" in said.words or "cannot be" in said.words, said
             assert (await status_of(live.sets)).state == "failed"
-        found = {f.offset // SECTOR for f in live.sets.report(NAME).findings if f.action == "repaired"}
-        assert found <= set(injected)
+        if live.sets.history(NAME).runs:
+            found = {f.offset // SECTOR for f in live.sets.report(NAME).findings if f.action == "repaired"}
+            # Or of the round before: it may have been killed before it had begun a run.
+            assert found <= set(injected) | earlier
+        earlier |= set(injected)
         started = await live.sets.start(NAME)
         assert started.recovery is not None
         recovery = live.sets.report(NAME, started.recovery)
@@ -245,7 +249,9 @@ async def test_a_guest_that_is_stopped_under_load_stalls_only_the_scrub(live_set
             stalled = said if said.code == 1 else None
         assert stalled is not None, "it was never stopped in the middle of a request"
         assert stalled.document["code"] == "daemon-stalled"
-        assert "A guest that was stopped in the middle of a request, or a copy that hangs" in stalled.words, stalled
+        assert (
+            "A guest that was stopped in a request holds it up, or a copy that hangs" in stalled.words
+        ), stalled
         assert guest.poll() is None
         report = await live.scrub()
         assert {f.action for f in report.findings} == {"repaired"}

@@ -78,6 +78,9 @@ class Steered:
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         return
 
+    def recovered(self, copy: str, reads: int) -> None:
+        return
+
 
 class FakeClock:
     """Time passes only while somebody sleeps."""

@@ -314,6 +314,9 @@ class SimSupervisor:
     def moved(self, position_bytes: int, read_bytes: int, suspects: int) -> None:
         self.position_bytes = position_bytes
 
+    def recovered(self, copy: str, reads: int) -> None:
+        return
+
 
 class SimClock:
     def __init__(self, world: World) -> None:
