@@ -249,9 +249,7 @@ async def test_a_guest_that_is_stopped_under_load_stalls_only_the_scrub(live_set
             stalled = said if said.code == 1 else None
         assert stalled is not None, "it was never stopped in the middle of a request"
         assert stalled.document["code"] == "daemon-stalled"
-        assert (
-            "A guest that was stopped in a request holds it up, or a copy that hangs" in stalled.words
-        ), stalled
+        assert "A guest that was stopped in a request holds it up, or a copy that hangs" in stalled.words, stalled
         assert guest.poll() is None
         report = await live.scrub()
         assert {f.action for f in report.findings} == {"repaired"}
