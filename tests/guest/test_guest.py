@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ import pytest
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
 from qorumctl.errors import QorumError
-from tests.attack import Attack
+from tests.attack import UNIT_S, Attack
 from tests.guest.guest import Guest
 from tests.guest.workload import Rot, pattern
 from tests.integration.harness import NAME, SECTOR, LiveSet, in_background
 from tests.live import MIB, NbdServer, wait_for
 
-pytestmark = pytest.mark.live
+# A soak has a limit of its own. Two boots and a recovery took 100 s among 30 other busy processes on two cores.
+pytestmark = [pytest.mark.live, *([] if UNIT_S in os.environ else [pytest.mark.timeout(600)])]
 LiveSets = Callable[..., LiveSet]
 Boot = Callable[[LiveSet], Guest]
 
@@ -31,7 +33,7 @@ IN_USE = Range(0, 16 * MIB)
 COLD = Range(16 * MIB, 15 * MIB)
 """What nobody writes, without the last MiB: there Linux looks for a partition table."""
 JOBS = 4
-SCRUBS = 8
+SCRUBS = 6
 SYNCED = re.compile(r"synced (\S+) ([0-9a-f]{64})")
 MAKE_FILES = f"mke2fs -q -F -t ext4 /dev/vda {IN_USE.length // 1024}k && mount -t ext4 /dev/vda /mnt"
 CHECK = "umount /mnt && e2fsck -fn /dev/vda"
@@ -168,11 +170,19 @@ class Appliances:
         for server in self._servers:
             server.wait_ready()
 
-    def power_off(self, seed: int = 0) -> None:
-        """One a moment after the other."""
-        random.Random(seed).shuffle(self._servers)
+    def power_off(self) -> None:
         while self._servers:
             self._servers.pop().kill()
+
+    def lose_power(self, dice: random.Random, most_gap_s: float) -> None:
+        """All of them and the daemon, in any order, with so much time between two at the most."""
+        ends = [*(server.kill for server in self._servers), partial(kill_daemon, self._live)]
+        dice.shuffle(ends)
+        for end in ends:
+            end()
+            at_s = time.monotonic() + dice.random() * most_gap_s
+            wait_for(lambda at_s=at_s: time.monotonic() >= at_s, "the next failure")
+        self._servers.clear()
 
 
 @pytest.fixture
@@ -196,8 +206,8 @@ class PowerCut:
 
     def __init__(self, guest: Guest, dice: random.Random, cut: Callable[[], None]) -> None:
         self._guest, self._cut = guest, cut
-        self._files, self._later_s = dice.randrange(5, 40), dice.random() / 10
-        self.done = False
+        self._files, self._later_s = dice.randrange(5, 30), dice.random() / 10
+        self.begun = False
 
     def run(self) -> None:
         try:
@@ -205,8 +215,8 @@ class PowerCut:
             at_s = time.monotonic() + self._later_s
             wait_for(lambda: time.monotonic() >= at_s, "the moment")
         finally:
+            self.begun = True
             self._cut()
-            self.done = True
 
 
 def kill_daemon(live: LiveSet) -> None:
@@ -225,28 +235,41 @@ async def work_until_the_cut(live: LiveSet, guest: Guest, seed: int, cut: Callab
         guest.run(f"files {job} {seed * 8 + job} &")
     coming = PowerCut(guest, random.Random(seed), cut)
     with in_background(coming.run):
-        while not coming.done:
+        while not coming.begun:
             rot.strike(10, COLD)
             try:
                 report = await live.scrub()
             except QorumError:
-                wait_for(lambda: coming.done, "the power cut that broke the scrub")
+                wait_for(lambda: coming.begun, "the power cut that broke the scrub")
             else:
-                rot.account(report)
+                # What was lost by then is no rot.
+                if not coming.begun:
+                    rot.account(report)
                 scrubs += 1
     guest.kill()
     return scrubs
 
 
-async def start_again(live: LiveSet, shadow: bytearray, boot: Boot, promised: dict[str, str], *, fsck: bool) -> None:
-    """The set is compared, a new guest replays its journal, and finds all that it was promised."""
+async def start_again(live: LiveSet) -> bool:
+    """The set is compared before there is a volume. Returns whether every sector has its majority.
+
+    Where a copy was seen to miss writes before all went dark, it does not vote, and what was in flight then may be
+    without a majority. Its vote, by the operator's decision, settles most of that: only three versions leave none.
+    """
     result = await live.sets.start(NAME)
-    assert (result.state, result.warnings) == ("healthy", [])
     assert result.recovery is not None
     recovery = live.sets.report(NAME, result.recovery)
-    assert recovery.outcome in {"clean", "repaired"}
     assert {finding.cause for finding in recovery.findings} <= {"unclean-shutdown"}
+    if recovery.outcome in {"clean", "repaired"}:
+        assert result.state == "healthy"
+        return True
+    assert (result.state, recovery.outcome) == ("damaged", "no-majority")
+    assert recovery.uncounted, "without a majority although every copy has voted"
+    return (await live.scrub(count_suspects=True)).outcome == "repaired"
 
+
+async def look_again(live: LiveSet, shadow: bytearray, boot: Boot, promised: dict[str, str], *, fsck: bool) -> None:
+    """A new guest replays its journal, and finds all that the last one was promised."""
     guest = boot(live)
     if fsck:
         guest.run("e2fsck -fy /dev/vda; [ $? -le 1 ]")
@@ -276,31 +299,32 @@ async def test_power_cut(live_set: LiveSets, boot: Boot, attack: Attack) -> None
         scrubs = await work_until_the_cut(live, guest, seed, cut)
         promised = synced(guest.lines)
         assert promised
-        await start_again(live, shadow, boot, promised, fsck=seed % 2 == 1)
+        assert await start_again(live)
+        await look_again(live, shadow, boot, promised, fsck=seed % 2 == 1)
         attack.count(power_cuts=1, scrubs=scrubs, files_synced=len(promised))
 
 
 @pytest.mark.attack(
-    "a guest's fsync empties the caches of every copy",
-    "power cut; each copy loses what it was not told to flush",
+    "a guest's fsync reaches what a power cut leaves",
+    "copies lose what they were not told to flush, all at once or one by one",
     weight=3,
 )
+@pytest.mark.parametrize("most_gap_s", [0, 0.5], ids=["at-once", "one-by-one"])
 async def test_power_cut_empties_caches(
-    live_set: LiveSets, appliances: Callable[[LiveSet], Appliances], boot: Boot, attack: Attack
+    live_set: LiveSets, appliances: Callable[[LiveSet], Appliances], boot: Boot, attack: Attack, most_gap_s: float
 ) -> None:
     live = live_set(size_bytes=SIZE)
     racks = appliances(live)
     for seed in attack.rounds(1):
         shadow = await racks.start(seed)
         guest = boot(live)
-
-        def cut(seed: int = seed) -> None:
-            kill_daemon(live)
-            racks.power_off(seed)
-
+        cut = partial(racks.lose_power, random.Random(seed), most_gap_s)
         scrubs = await work_until_the_cut(live, guest, seed, cut)
         promised = synced(guest.lines)
         assert promised
         racks.power_on()
-        await start_again(live, shadow, boot, promised, fsck=seed % 2 == 1)
         attack.count(power_cuts=1, scrubs=scrubs, files_synced=len(promised))
+        if await start_again(live):
+            await look_again(live, shadow, boot, promised, fsck=seed % 2 == 1)
+        else:
+            attack.count(undecided=1)

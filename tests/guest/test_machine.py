@@ -17,7 +17,7 @@ from tests.guest.workload import pattern
 from tests.integration.harness import SECTOR, LiveSet
 from tests.live import MIB, wait_for
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 LiveSets = Callable[..., LiveSet]
 Boot = Callable[[LiveSet], Guest]
 
