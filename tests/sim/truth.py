@@ -154,11 +154,13 @@ class Truth:
         )
 
     def strike(self) -> None:
-        """A fault that leaves the sector's majority alone, somewhere where nothing is wrong yet."""
+        """A fault that leaves the sector's majority alone, somewhere where nothing was ever wrong: what is damaged anew
+        just after it was seen to be repaired would look like a repair that was none."""
         self.activity.faults -= 1
         sector = self.dice.choice(self.hot) if self.dice.random() < 0.4 else self.dice.randrange(self.sectors)
         name = self.dice.choice(sorted(self.copies))
-        if self.bears_damage(sector, name) and (sector, name) not in self.faults and not self.wrong(sector):
+        unspoilt = not self.struck[sector, name] and not self.wrong(sector)
+        if unspoilt and self.bears_damage(sector, name):
             self.damage(sector, name, early=False)
 
     def damage(self, sector: int, name: str, *, early: bool, kind: str | None = None) -> None:
