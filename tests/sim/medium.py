@@ -32,7 +32,7 @@ class Medium(MemoryCopy):
     def store(self, at: Range, data: bytes, *, by_read: bool = False) -> bool:
         """A write as the daemon makes it; False where a sector refuses it."""
         sectors = range(at.offset // SECTOR_BYTES, at.end // SECTOR_BYTES)
-        before = {s: self._stored(s) for s in sectors if s not in self.cached} if self.volatile else {}
+        before = {s: self._now(s) for s in sectors if s not in self.cached} if self.volatile else {}
         if not self.write(at.offset, data):
             self.unreadable.update(self.brittle.intersection(sectors))
             return False
@@ -43,7 +43,7 @@ class Medium(MemoryCopy):
             self.by_read.difference_update(sectors)
         return True
 
-    def _stored(self, sector: int) -> Stored:
+    def _now(self, sector: int) -> Stored:
         start = sector * SECTOR_BYTES
         return Stored(bytes(self.data[start : start + SECTOR_BYTES]), sector in self.unreadable, sector in self.holes)
 
@@ -56,6 +56,11 @@ class Medium(MemoryCopy):
         """The cache has written this sector back by itself."""
         self.cached.pop(sector, None)
         self.by_read.discard(sector)
+
+    def would_lose(self, sector: int) -> bool:
+        """Whether a power cut would change what this cached sector says. A hole says zeros, as a written sector may."""
+        before, now = self.cached[sector], self._now(sector)
+        return (before.data, before.unreadable) != (now.data, now.unreadable)
 
     def lose(self, sector: int) -> None:
         """The power was cut before it did."""
