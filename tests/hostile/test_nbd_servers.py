@@ -22,7 +22,7 @@ from tests.hostile.nbd_server import STRUCTURED, Lies, NbdLiar
 from tests.live import MIB
 
 SIZE = 3 * MIB
-TIMEOUT_S = 0.15
+TIMEOUT_S = 0.1
 STAGES = ["greeting", "info", "ack", "structured", "context", "contexts", "unsupported", "read", "status", "done"]
 Serve = Callable[[Lies], NbdLiar]
 
@@ -96,7 +96,7 @@ def test_every_stage_of_the_protocol(serve: Serve, stage: str, fault: str) -> No
 @pytest.mark.attack("a hostile NBD server ends in a clear error", "any message spoiled at any place")
 def test_messages_spoiled_at_random(serve: Serve, attack: Attack) -> None:
     errors = messages = 0
-    for seed in attack.rounds(40):
+    for seed in attack.rounds(20):
         dice = random.Random(seed)
         lock = threading.Lock()
         often = dice.choice([0.02, 0.2, 0.5])

@@ -18,7 +18,7 @@ from qorumctl.daemon.features import missing_features
 from qorumctl.daemon.formatting import format_image
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.daemon.watches import Watches
-from qorumctl.errors import DaemonError, QorumError
+from qorumctl.errors import DaemonError
 from tests.attack import Attack
 from tests.hostile.common import settle
 from tests.hostile.fake_qmp import FakeMonitor, reply
@@ -229,9 +229,6 @@ def test_nothing_is_repeated_after_an_answer_that_makes_no_sense(fake: FakeMonit
     fake.answer = badly
     for name, work in calls().items():
         sent.clear()
-        try:
-            settle(partial(ask, fake, work))
-        except QorumError as error:
-            pytest.fail(f"{name}: {error}")
+        settle(partial(ask, fake, work))
         changing = [command for command in sent if not command.startswith("query")]
         assert len(changing) == len(set(changing)), (name, sent)
