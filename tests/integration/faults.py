@@ -65,7 +65,9 @@ class SelfStopping:
 
     def __init__(self, nbdkit: Nbdkit, path: Path) -> None:
         self._flag = path.with_suffix(".stops-in")
-        stop = "rm {flag}.{what}; kill -STOP $PPID"
+        # A thread that runs on another processor stops a moment later, and could still send the answer.
+        running = "grep -L 'State:.T' /proc/$PPID/task/*/status"
+        stop = f'rm {{flag}}.{{what}}; kill -STOP $PPID; while [ -n "$({running})" ]; do :; done'
         read = f"""
             if [ -e {self._flag}.read ] && [ $3 -lt 1048576 ] && [ $4 -ge 4096 ]; then
                 {stop.format(flag=self._flag, what="read")}
