@@ -71,6 +71,12 @@ def _copy_name(name: str) -> str:
     return name
 
 
+def _group_name(name: str) -> str:
+    if any(ord(character) < 32 or character in ":," for character in name):
+        raise ValueError("a group's name holds no control characters, colons or commas")
+    return name
+
+
 def _rate_text(rate_bytes_per_s: int) -> str:
     return f"{format_exact_size(rate_bytes_per_s)}/s"
 
@@ -175,6 +181,8 @@ def parse_nbd_uri(uri: str) -> NbdEndpoint:
     parts = urlsplit(uri)
     query = {key: values[-1] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
     export = unquote(parts.path.removeprefix("/"))
+    if "\0" in unquote(uri):
+        raise ValueError("an NBD URI cannot hold NUL")
     if parts.scheme not in {"nbd", "nbds", "nbd+unix", "nbds+unix"}:
         raise ValueError(f"'{uri}' is not an NBD URI: use nbd://, nbds:// or nbd+unix://")
     if parts.username or parts.password or parts.fragment:
@@ -214,7 +222,7 @@ class CopySpec(Strict):
 class VolumeSpec(Strict):
     """Who may connect to the volume: group and mode of `nbd.sock`. Never the world."""
 
-    group: str = ""
+    group: Annotated[str, AfterValidator(_group_name)] = ""
     mode: str = Field("0600", pattern=r"^0?6[06]0$")
 
     @property

@@ -299,6 +299,9 @@ def translated(path: Path) -> Iterator[None]:
     """sqlite3.Error -> StoreError."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        # Python's, for a message of SQLite that quotes a damaged schema.
+        raise damaged(path, "its schema cannot be read") from error
     except sqlite3.Error as error:
         raise _in_words(error, path) from error
 

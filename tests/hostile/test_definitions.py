@@ -11,6 +11,7 @@ import pytest
 
 from qorumctl import definitions
 from qorumctl.errors import DefinitionError
+from qorumctl.model.spec import parse_nbd_uri
 from tests.attack import Attack
 from tests.hostile.common import fingerprint, run_cli, settle
 from tests.hostile.test_state import Stopped
@@ -23,7 +24,7 @@ WORDS = [
     '"nbd://h:99999/e"', '"nbd+unix:///?socket=relative"', '"' + "/x" * 5000 + '"', "'''\n\n'''", '"20480MiB"',
     '"1e9GiB"', '"-5MiB"', '"9999999999999TiB"', str(1 << 63), str((1 << 63) - 512), str(-(1 << 63)), '"/dev/null"',
     '"/dev/zero"', '"/proc/self/mem"', '"/"', '"."', '"\U0001f600"', '"\\uFFFF"', '"\u202e\u2066x"',
-    "{ type = 'file', path = '/x' }",
+    "{ type = 'file', path = '/x' }", '"nbd://h/%00"', '"nbd://h%00/x"', '"nbd+unix:///%00?socket=/s"',
 ]  # fmt: skip
 
 
@@ -90,6 +91,29 @@ def test_mangled(stopped: Stopped, attack: Attack) -> None:
             errors += settle(command) is not None
     assert fingerprint(stopped.images) == before
     attack.count(definitions=count // 4, clear_errors=errors, accepted=accepted)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('group = ""', 'group = "a\\u0000b"', "a group's name holds no control characters"),
+        ('"/x/a.raw"', '"/x/a\\u0000.raw"', "a path cannot hold NUL"),
+    ],
+)
+def test_nul(stopped: Stopped, old: str, new: str, words: str) -> None:
+    """C takes it for the end of a text: what Python looked at would not be what is opened."""
+    path = stopped.directories.definition_path(NAME)
+    text = path.read_text().replace(str(stopped.images[0]), "/x/a.raw")
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(DefinitionError, match=words):
+        definitions.load(path)
+
+
+def test_nul_in_a_uri() -> None:
+    for uri in ("nbd://h/%00", "nbd://h%00/x", "nbd+unix:///%00?socket=/s", "nbd+unix:///?socket=/s%00"):
+        with pytest.raises(ValueError, match="cannot hold NUL"):
+            parse_nbd_uri(uri)
 
 
 @pytest.mark.parametrize("old", ['size = "1MiB"', 'policy = "repair"', 'name = "web01"', "threshold = 2"])

@@ -215,6 +215,20 @@ def test_what_a_person_is_told(stopped: Stopped, capsys: pytest.CaptureFixture[s
     assert any(code == 1 and "state.db" in " ".join(text.split()) for code, text in said), said
 
 
+def test_a_schema_whose_name_is_no_text(stopped: Stopped) -> None:
+    """SQLite quotes it in its message, which Python then cannot decode."""
+    database = stopped.state / "state.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    content = database.read_bytes()
+    assert b"CREATE TABLE events" in content
+    database.write_bytes(content.replace(b"CREATE TABLE events", b"CREATE TABLE ev\xeants"))
+    for call in stopped.looks()[:4]:
+        settle(call)
+    with pytest.raises(StoreError, match=r"state\.db is damaged"):
+        Store.open(stopped.state)
+
+
 def test_a_cursor_beyond_the_run_does_not_end_it(stopped: Stopped) -> None:
     """A resumed run would look at nothing more, and end as clean."""
     with closing(sqlite3.connect(stopped.state / "state.db")) as connection:
