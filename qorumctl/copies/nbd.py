@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from qorumctl.copies.base import CHUNK_BYTES, Chunk, carry_on, observe_by_halving
-from qorumctl.copies.nbd_link import ALLOCATION, ALLOCATION_ZERO, NbdLink, Ticket
+from qorumctl.copies.nbd_link import ALLOCATION, ALLOCATION_ZERO, ROOMS, NbdLink, Ticket
 from qorumctl.core.ranges import Range, coalesce, split
 from qorumctl.core.vote import Observation
 
@@ -29,7 +29,8 @@ class NbdCopy:
         self._timeout_s = timeout_s
         self._link = NbdLink(socket, export, who=f"Copy {name}", timeout_s=timeout_s, copy=name)
         self._status_link: NbdLink | None = None
-        self._buffers = [bytearray(CHUNK_BYTES) for _ in range(_AHEAD)]
+        self._buffers = [ROOMS.take(CHUNK_BYTES) for _ in range(_AHEAD)]
+        self._streams = 0
 
     @property
     def name(self) -> str:
@@ -43,10 +44,12 @@ class NbdCopy:
     def stream(self, ranges: Sequence[Range]) -> Iterator[Iterator[Chunk]]:
         pump = _Pump(self._link, deque(split(ranges, CHUNK_BYTES)), self._buffers)
         pump.start()
+        self._streams += 1
         try:
             yield pump.chunks()
         finally:
             pump.stop()
+            self._streams -= 1
 
     def observe(self, at: Range, *, between_reads: Callable[[], None] = carry_on) -> Observation:
         return observe_by_halving(self._link.read, at, between_reads)
@@ -69,6 +72,11 @@ class NbdCopy:
         return self._link.flush()
 
     def close(self) -> None:
+        # A drain that misses its deadline hangs up in the middle of a stream: then its buffers may still be written.
+        if not self._streams and self._link.is_idle():
+            for buffer in self._buffers:
+                ROOMS.give(buffer)
+            self._buffers = []
         self._link.close()
         if self._status_link is not None:
             self._status_link.close()

@@ -181,3 +181,34 @@ def test_reading_does_not_hoard_memory(plain: Path) -> None:
         read_all(reader, *(Range(at, 1000 * SECTOR_BYTES) for at in range(0, SIZE, MIB)))
     assert resident_bytes() - before < 8 * SIZE
     reader.close()
+
+
+def test_connections_that_come_and_go_do_not_hoard_memory(plain: Path) -> None:
+    """A management stack, or a test suite, runs hundreds of scrubs in one process."""
+
+    def come_and_go(times: int) -> int:
+        for _ in range(times):
+            reader = NbdCopy("a", plain, "")
+            reader.observe(Range(0, SIZE))
+            read_all(reader, Range(0, SIZE))
+            reader.close()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    before = come_and_go(5)
+    assert come_and_go(60) - before < 60 * MIB
+
+
+def test_writes_do_not_hoard_memory_and_keep_their_content(nbdkit: Callable[..., NbdServer]) -> None:
+    server = nbdkit("memory", str(SIZE))
+    link = NbdLink(server.socket, "", who="A guest", timeout_s=20)
+
+    def write(times: int) -> int:
+        for n in range(times):
+            tickets = [link.submit_write(at * 65536, bytes([n + at & 255]) * 65536) for at in range(4)]
+            assert all(link.complete(ticket) for ticket in tickets)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    before = write(5)
+    assert write(400) - before < 50 * MIB
+    assert link.read(Range(0, 4 * 65536)) == b"".join(bytes([399 + at & 255]) * 65536 for at in range(4))
+    link.close()
