@@ -221,8 +221,12 @@ def test_a_schema_whose_name_is_no_text(stopped: Stopped) -> None:
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
     content = database.read_bytes()
-    assert b"CREATE TABLE events" in content
-    database.write_bytes(content.replace(b"CREATE TABLE events", b"CREATE TABLE ev\xeants"))
+    for old, new in ((b"eventsevents", b"ev\xeantsev\xeants"), (b"CREATE TABLE events", b"CREATX TABLE events")):
+        assert old in content
+        content = content.replace(old, new)
+    database.write_bytes(content)
+    with pytest.raises(UnicodeDecodeError), closing(sqlite3.connect(database)) as connection:
+        connection.execute("SELECT * FROM runs")
     for call in stopped.looks()[:4]:
         settle(call)
     with pytest.raises(StoreError, match=r"state\.db is damaged"):
