@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qorumctl import definitions
-from qorumctl.controller import suspects
+from qorumctl.controller import suspects, watcher
 from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
@@ -100,6 +100,9 @@ def _run(
             with contextlib.suppress(StoreError):
                 store.fail_run(record.id, str(error))
             raise
+        finally:
+            with contextlib.suppress(StoreError):
+                watcher.note_scrubbed(store)
         supervisor.tell()
         if reason is None:
             store.finish_run(record.id)

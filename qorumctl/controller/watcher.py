@@ -26,8 +26,11 @@ DETACHED = "watch --detached"
 UNHEARD = "nobody listened for write errors for a time"
 _LISTENING = "watch.listening"
 _HEARD = "watch.heard"
+_SCRUBBED = "scrub.ended"
 _POLL_S = 0.02
 _ENDS_S = 5.0
+_LATE_S = 5.0
+"""After a scrub: its last reports are told a second later, and heard later still on a busy machine."""
 
 
 def note_listening(store: Store, daemon_pid: int | None) -> None:
@@ -44,6 +47,20 @@ def keep_noted(store: Store, daemon_pid: int) -> None:
 def note_heard(store: Store) -> None:
     """By the watcher: the daemon has told something now. The clock that all processes share: the other one jumps."""
     store.set_meta(_HEARD, f"{time.monotonic():.3f}")
+
+
+def note_scrubbed(store: Store) -> None:
+    """By whoever holds the set's lock: a scrub has ended now, whose repairs the daemon may tell of a second later."""
+    store.set_meta(_SCRUBBED, f"{time.monotonic():.3f}")
+
+
+def scrubbed_lately(store: Store) -> bool:
+    return _ago_s(store.meta(_SCRUBBED)) < _LATE_S
+
+
+def _ago_s(moment: str | None) -> float:
+    """Also the other way round: one that lies ahead is of another boot."""
+    return abs(time.monotonic() - float(moment or "-inf"))
 
 
 def note_done(store: Store, daemon_pid: int) -> None:
@@ -141,8 +158,7 @@ async def outlast_throttle(context: SetContext) -> None:
     """Before the daemon is told to end: what it holds back because it has just told something of the same copy would be
     lost with it."""
     with contextlib.suppress(QorumError, ValueError, TypeError), context.store(read_only=True) as store:
-        heard_s = float(store.meta(_HEARD) or "-inf")
-        if abs(time.monotonic() - heard_s) < 2 * THROTTLE_S:
+        if _ago_s(store.meta(_HEARD)) < 2 * THROTTLE_S:
             await asyncio.sleep(1.2 * THROTTLE_S)
 
 

@@ -55,7 +55,7 @@ class _Pace:
     can have had others between them, a failed write among them.
 
     A scrub's own repairs come that fast, and the copy they are about is being compared: while one holds the set's lock
-    nothing is made of it.
+    nothing is made of it, nor just after: the last of them are told a second late, and heard when we come to it.
     """
 
     def __init__(self, context: SetContext) -> None:
@@ -65,10 +65,18 @@ class _Pace:
     def may_have_dropped(self, event: CopyEvent) -> bool:
         if event.copy is None or event.kind != "QUORUM_REPORT_BAD":
             return False
-        now_s, busy = time.monotonic(), SetLock.held_by(self._context.state_dir) is not None
+        now_s, busy = time.monotonic(), self._scrubbed()
         last_s, was_busy = self._last.get(event.copy, (-math.inf, False))
         self._last[event.copy] = (now_s, busy)
         return now_s - last_s < _DROPS_WITHIN_S and not busy and not was_busy
+
+    def _scrubbed(self) -> bool:
+        # The lock first: whoever holds it notes the end before letting go.
+        if SetLock.held_by(self._context.state_dir) is not None:
+            return True
+        with contextlib.suppress(QorumError, ValueError), self._context.store(read_only=True) as store:
+            return watcher.scrubbed_lately(store)
+        return False
 
 
 @dataclass(slots=True)
@@ -162,8 +170,12 @@ class _Watch:
 
     async def _tell(self, document: EventDocument) -> None:
         detail = json.dumps(document.model_dump(mode="json", exclude={"schema_", "set", "kind", "copy_"}))
-        await self._noting(lambda store: store.add_event(document.kind, document.copy_, detail))
-        await self._noting(watcher.note_heard)
+
+        def note(store: Store) -> None:
+            store.add_event(document.kind, document.copy_, detail)
+            watcher.note_heard(store)
+
+        await self._noting(note)
         self.audience.heard(document)
 
     async def _noting(self, write: Callable[[Store], None]) -> None:

@@ -229,6 +229,26 @@ async def test_the_daemons_log_is_cut_to_its_tail(live_set: LiveSets) -> None:
     assert (lines[0], lines[1], lines[-1]) == (b"[earlier lines were dropped]", b"old line", b"newest line")
 
 
+async def test_what_a_busy_watcher_hears_after_a_scrub_of_its_repairs_makes_nobody_suspect(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await simple(live)
+    live.fill()
+    for sector in range(0, 4096, 128):
+        live.flip("b", sector * 512)
+    os.kill(watching_pid(live), signal.SIGSTOP)
+    try:
+        assert (await live.scrub()).outcome == "repaired"
+    finally:
+        os.kill(watching_pid(live), signal.SIGCONT)
+
+    def told() -> int:
+        with live.sets._context(NAME).store(read_only=True) as store:
+            return len(store.events(10))
+
+    wait_for(lambda: told() >= 2, "the last report")
+    assert (await status(live)).state == "healthy"
+
+
 async def test_a_watcher_that_cannot_write_things_down_gives_up_and_the_set_counts_as_unwatched(
     live_set: LiveSets, nbdkit: Nbdkit
 ) -> None:
