@@ -159,10 +159,7 @@ class NbdLink:
 
     def _retire(self, cookie: int, at: Range) -> bool | None:
         try:
-            completed = self._nbd.aio_command_completed(cookie)
-            if completed and (room := self._writing.pop(cookie, None)) is not None:
-                ROOMS.give(room)
-            return True if completed else None
+            completed = bool(self._nbd.aio_command_completed(cookie))
         except nbd.Error as error:
             if (
                 self._nbd.aio_is_dead()
@@ -171,6 +168,9 @@ class NbdLink:
             ):
                 raise self._gone(f"closed the connection in a request at offset {at.offset}") from None
             return False
+        if completed and (room := self._writing.pop(cookie, None)) is not None:
+            ROOMS.give(room)
+        return True if completed else None
 
     def _finish(self, cookie: int, at: Range, what: str) -> bool:
         """Waits with the link's own deadline, after which the connection is closed: it must not hold up a drain."""
