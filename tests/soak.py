@@ -23,6 +23,7 @@ import pytest
 
 from tests.attack import FIRST, TALLY, UNIT_S
 
+TABLE_BEGINS, TABLE_ENDS = "<!-- attacks: make soak SOAK_ARGS=--write -->", "<!-- end of attacks -->"
 ROOT = Path(__file__).resolve().parents[1]
 _SLACK_S = 600
 """A round that was begun is ended: it may run past its time, and a hang must still end."""
@@ -84,11 +85,19 @@ def table(rows: Sequence[Row], tally: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def _write(result: str) -> None:
+    path = ROOT / "docs" / "safety.md"
+    before, begins, rest = path.read_text().partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    path.write_text(f"{before}{begins}\n{result}\n{ends}{after}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("tests", nargs="*", help="only these: FILE::FUNCTION (default: every attack)")
     parser.add_argument("--minutes", type=float, default=10, help="how long (default: 10)")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="how many at once")
+    parser.add_argument("--write", action="store_true", help="also put the table into docs/safety.md")
     parser.add_argument("--first", type=int, default=int(time.time()) % 1_000_000 * 100, help="the first seed")
     arguments = parser.parse_args()
     chosen = rows(arguments.tests)
@@ -110,7 +119,10 @@ def main() -> int:
         command += [*(["-n", str(jobs), "--dist=worksteal"] if jobs > 1 else []), *arguments.tests]
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         tally = [json.loads(line) for line in tally_path.read_text().splitlines()]
-    print("\n" + table(chosen, tally))
+    result = table(chosen, tally)
+    print("\n" + result)
+    if arguments.write:
+        _write(result)
     return 1 if done.returncode else 0
 
 
