@@ -1,7 +1,7 @@
 """The command line: grammar, rendering, exit codes. The only place that prints or exits."""
 
 # Not `signal`, which loads `re` first: a Ctrl-C in these milliseconds was a traceback of ours.
-import _signal
+import _signal  # type: ignore[import-not-found]
 import sys as _sys
 
 _is_program = (_sys.argv[0] if _sys.argv else "").rpartition("/")[2] in {"-m", "qorumctl"}
