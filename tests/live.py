@@ -104,6 +104,9 @@ class NbdServer:
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """At once, as a host that loses its power."""
         self._process.kill()
