@@ -93,6 +93,7 @@ def _run(
             )
         )
         supervisor = _Supervisor(store, job, record, observer, control)
+        watcher.note_scrubbing(store)
         try:
             reason = _engine(context, job, store, record, supervisor, loop)
         except QorumError as error:

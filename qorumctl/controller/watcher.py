@@ -27,6 +27,7 @@ UNHEARD = "nobody listened for write errors for a time"
 _LISTENING = "watch.listening"
 _HEARD = "watch.heard"
 _SCRUBBED = "scrub.ended"
+_NOT_ENDED = "not yet"
 _POLL_S = 0.02
 _ENDS_S = 5.0
 _LATE_S = 5.0
@@ -49,13 +50,25 @@ def note_heard(store: Store) -> None:
     store.set_meta(_HEARD, f"{time.monotonic():.3f}")
 
 
+def note_scrubbing(store: Store) -> None:
+    """By whoever holds the set's lock: a scrub begins to repair. If it is killed, nobody notes its end."""
+    store.set_meta(_SCRUBBED, _NOT_ENDED)
+
+
+def settle_scrubbed(context: SetContext, store: Store) -> None:
+    """By the watcher, now and then: the end of a scrub that was killed is when that was noticed."""
+    if store.meta(_SCRUBBED) == _NOT_ENDED and SetLock.held_by(context.state_dir) is None:
+        note_scrubbed(store)
+
+
 def note_scrubbed(store: Store) -> None:
     """By whoever holds the set's lock: a scrub has ended now, whose repairs the daemon may tell of a second later."""
     store.set_meta(_SCRUBBED, f"{time.monotonic():.3f}")
 
 
 def scrubbed_lately(store: Store) -> bool:
-    return _ago_s(store.meta(_SCRUBBED)) < _LATE_S
+    ended = store.meta(_SCRUBBED)
+    return ended == _NOT_ENDED or _ago_s(ended) < _LATE_S
 
 
 def _ago_s(moment: str | None) -> float:

@@ -198,6 +198,7 @@ class _Watch:
                 trim(path)
             with contextlib.suppress(QorumError), self.context.store() as store:
                 watcher.keep_noted(store, pid)
+                watcher.settle_scrubbed(self.context, store)
             await asyncio.sleep(_TRIM_EVERY_S)
 
 

@@ -229,7 +229,10 @@ async def test_the_daemons_log_is_cut_to_its_tail(live_set: LiveSets) -> None:
     assert (lines[0], lines[1], lines[-1]) == (b"[earlier lines were dropped]", b"old line", b"newest line")
 
 
-async def test_what_a_busy_watcher_hears_after_a_scrub_of_its_repairs_makes_nobody_suspect(live_set: LiveSets) -> None:
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
+async def test_what_a_busy_watcher_hears_after_a_scrub_of_its_repairs_makes_nobody_suspect(
+    live_set: LiveSets, killed: bool
+) -> None:
     live = live_set(size_bytes=SIZE)
     await simple(live)
     live.fill()
@@ -237,7 +240,10 @@ async def test_what_a_busy_watcher_hears_after_a_scrub_of_its_repairs_makes_nobo
         live.flip("b", sector * 512)
     os.kill(watching_pid(live), signal.SIGSTOP)
     try:
-        assert (await live.scrub()).outcome == "repaired"
+        if killed:
+            live.dies_at("watcher:note_scrubbed", "scrub", NAME)
+        else:
+            assert (await live.scrub()).outcome == "repaired"
     finally:
         os.kill(watching_pid(live), signal.SIGCONT)
 
