@@ -79,13 +79,20 @@ def read_bounded(path: Path, most_bytes: int, *, follow: bool) -> tuple[bytes, o
         os.close(fd)
 
 
+def temporary_of(path: Path) -> Path:
+    """What `write_atomically` leaves when it is killed.
+
+    One name, so that the next write clears it. Writers of one file hold their set's lock.
+    """
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_atomically(path: Path, content: bytes, mode: int, *, group: int | None = None) -> None:
     """Replaces `path`: after a crash at any instant it holds the old content or the new, and never a part of it.
 
     `mode` is set whatever the umask says; `group`, a gid, where one is given.
     """
-    # One name, so that what a crash left is cleared by the next write. Writers of one file hold their set's lock.
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

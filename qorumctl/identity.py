@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import socket
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
@@ -25,7 +26,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qorumctl.errors import RefusedError
-from qorumctl.files import NotRegularError, TooLargeError, read_bounded, reason, sync_directory, write_atomically
+from qorumctl.files import (
+    NotRegularError,
+    TooLargeError,
+    read_bounded,
+    reason,
+    sync_directory,
+    temporary_of,
+    write_atomically,
+)
 from qorumctl.model.spec import CopySpec, FileSource, SetSpec
 
 MOST_BYTES = 64 << 10
@@ -129,11 +138,13 @@ def write(image: str | Path, sidecar: Sidecar) -> None:
 
 
 def remove(image: str | Path) -> None:
-    """Removes the sidecar; nothing happens where there is none. Raises RefusedError."""
+    """Removes the sidecar, and one that was being written; nothing happens where there is none. Raises RefusedError."""
     path = sidecar_path(image)
     try:
-        path.unlink(missing_ok=True)
-        sync_directory(path.parent)
+        for file in (temporary_of(path), path):
+            if os.path.lexists(file):
+                file.unlink()
+                sync_directory(path.parent)
     except OSError as error:
         raise RefusedError(
             f"{path} cannot be removed: {reason(error)}.", remedy="Remove it.", path=str(path)

@@ -12,7 +12,7 @@ from qorumctl.controller.context import SetContext
 from qorumctl.controller.lifecycle import end_leftover
 from qorumctl.controller.vetting import foreign
 from qorumctl.errors import QorumError, RefusedError, StoreError
-from qorumctl.files import reason, sync_directory
+from qorumctl.files import reason, sync_directory, temporary_of
 from qorumctl.identity import Sidecar
 from qorumctl.model.spec import FileSource, SetSpec
 from qorumctl.model.status import Result
@@ -43,6 +43,7 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
                 warnings += _delete_image(Path(source.path))
             identity.remove(source.path)
     forget_history(context)
+    _unlink(temporary_of(context.definition_path))
     _unlink(context.definition_path)
     interrupted.conclude(context)
     _remove_directories(context)
@@ -53,6 +54,7 @@ async def _delete_unborn(context: SetContext) -> Result:
     """A `create` was killed: nothing is defined, but empty images and sidecars of it may stand."""
     await end_leftover(context)
     interrupted.take_back(context)
+    _unlink(temporary_of(context.definition_path))
     _remove_directories(context)
     return Result(set=context.name, command="delete", changed=True)
 

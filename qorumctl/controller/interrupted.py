@@ -54,6 +54,12 @@ def is_pending(context: SetContext) -> bool:
     return _path(context).exists()
 
 
+def settle(context: SetContext) -> None:
+    """Of a set that is defined: its `create` was killed after its last step, and there is nothing to take back."""
+    if is_pending(context):
+        conclude(context)
+
+
 def take_back(context: SetContext) -> None:
     """What an interrupted `create` left, if one was; under the set's lock, and with no daemon running."""
     announced = _read(context)
@@ -79,8 +85,8 @@ def _take_back_image(source: FileSource, announced: _Announcement) -> None:
             Path(source.path).unlink(missing_ok=True)
         except OSError as error:
             raise _failed(Path(source.path), error) from error
-    if sidecar is not None:
-        identity.remove(source.path)
+    # Also where there is none yet: the kill may have come while it was written.
+    identity.remove(source.path)
 
 
 def _read(context: SetContext) -> _Announcement | None:

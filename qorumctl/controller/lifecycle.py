@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from qorumctl import definitions, identity
-from qorumctl.controller import record, suspects, watcher
+from qorumctl.controller import interrupted, record, suspects, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
@@ -56,6 +56,7 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
     who = vet(context, spec, takeover=takeover)
     group = group_of(spec)
     await end_leftover(context)
+    interrupted.settle(context)
     prepare_directories(context, group)
     attempt = _Attempt(context, spec)
     lost = record.secure(context, spec, who)

@@ -17,6 +17,7 @@ from qorumctl.controller import watcher
 from qorumctl.controller.options import CreateOptions
 from qorumctl.daemon import process
 from qorumctl.errors import QorumError, RefusedError
+from qorumctl.files import temporary_of
 from qorumctl.model.status import SetStatus
 from tests.integration.harness import NAME, SECTOR, LiveSet
 from tests.integration.picture import status_of
@@ -214,6 +215,27 @@ async def test_data_that_was_put_into_a_leftover_is_kept(live_set: LiveSets, fmt
     with pytest.raises(RefusedError, match=r"b\.img exists and .*a\.img does not"):
         await live.create(format=fmt)
     assert live.image("b").read_bytes() == kept
+
+
+async def test_files_that_were_being_written_go_with_an_interrupted_create(live_set: LiveSets) -> None:
+    """Killed before the rename: of the last sidecar, of the definition."""
+    live = live_set(size_bytes=4 * MIB)
+    await interrupted_create(live)
+    sidecar = identity.sidecar_path(live.image("c"))
+    sidecar.rename(temporary_of(sidecar))
+    temporary_of(live.directories.definition_path(NAME)).touch()
+    await live.sets.delete(NAME, images=True)
+    assert leftovers(live) == set()
+    assert list(live.directories.config.iterdir()) == []
+
+
+async def test_a_create_killed_after_its_last_step_is_settled_by_start(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    live.dies_at("interrupted:conclude", "create", NAME, *live.paths(), "--size", "4MiB")
+    announcement = live.directories.state_dir(NAME) / "creating.json"
+    assert announcement.exists()
+    await live.start()
+    assert not announcement.exists()
 
 
 async def test_images_that_were_there_before_are_kept_however_empty(live_set: LiveSets) -> None:
