@@ -5,6 +5,7 @@ These raise OSError: the caller knows what the file is for and says so.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -85,6 +86,12 @@ def temporary_of(path: Path) -> Path:
     One name, so that the next write clears it. Writers of one file hold their set's lock.
     """
     return path.with_name(f".{path.name}.tmp")
+
+
+def remove_temporary(path: Path) -> None:
+    """Removes what a `write_atomically` of `path` left that was killed. A directory of that name is somebody else's."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        temporary_of(path).unlink()
 
 
 def write_atomically(path: Path, content: bytes, mode: int, *, group: int | None = None) -> None:

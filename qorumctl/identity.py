@@ -31,8 +31,8 @@ from qorumctl.files import (
     TooLargeError,
     read_bounded,
     reason,
+    remove_temporary,
     sync_directory,
-    temporary_of,
     write_atomically,
 )
 from qorumctl.model.spec import CopySpec, FileSource, SetSpec
@@ -141,10 +141,10 @@ def remove(image: str | Path) -> None:
     """Removes the sidecar, and one that was being written; nothing happens where there is none. Raises RefusedError."""
     path = sidecar_path(image)
     try:
-        for file in (temporary_of(path), path):
-            if os.path.lexists(file):
-                file.unlink()
-                sync_directory(path.parent)
+        remove_temporary(path)
+        if os.path.lexists(path):
+            path.unlink()
+            sync_directory(path.parent)
     except OSError as error:
         raise RefusedError(
             f"{path} cannot be removed: {reason(error)}.", remedy="Remove it.", path=str(path)
