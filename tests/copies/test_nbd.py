@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from qorumctl.copies.base import CHUNK_BYTES
 from qorumctl.copies.nbd import NbdCopy
-from qorumctl.copies.nbd_link import NbdLink
+from qorumctl.copies.nbd_link import ROOMS, NbdLink
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.errors import CopyUnavailableError
 from tests.live import MIB, NbdServer, faulty_server, wait_for
@@ -212,3 +212,53 @@ def test_writes_do_not_hoard_memory_and_keep_their_content(nbdkit: Callable[...,
     assert write(400) - before < 50 * MIB
     assert link.read(Range(0, 4 * 65536)) == b"".join(bytes([399 + at & 255]) * 65536 for at in range(4))
     link.close()
+
+
+class Rooms:
+    """Whose memory went back for others to read into."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: list[bytearray] = []
+        monkeypatch.setattr(ROOMS, "give", self.given.append)
+
+    def has_any(self, rooms: Sequence[bytearray]) -> bool:
+        return any(given is room for given in self.given for room in rooms)
+
+
+def test_memory_that_a_request_may_still_write_into_is_nobody_elses(
+    nbdkit: Callable[..., NbdServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies that were read into one room would be equal, whatever they hold."""
+    server, rooms = nbdkit("memory", str(SIZE)), Rooms(monkeypatch)
+    link = NbdLink(server.socket, "", who="Copy a", timeout_s=20)
+    server.pause()
+    link.submit_read(Range(0, SECTOR_BYTES))
+    link.close()
+    assert rooms.given == []
+    server.resume()
+
+
+def test_a_copy_that_is_closed_in_the_middle_of_a_stream_keeps_its_memory(
+    nbdkit: Callable[..., NbdServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, rooms = nbdkit("--filter=delay", "memory", str(SIZE), "rdelay=50ms"), Rooms(monkeypatch)
+    reader = NbdCopy("a", server.socket, "")
+    lent = list(reader._buffers)
+    with reader.stream([Range(0, SIZE)] * 8) as chunks:
+        next(chunks)
+        reader.close()
+        with pytest.raises(CopyUnavailableError):
+            list(chunks)
+    reader.close()
+    assert not rooms.has_any(lent)
+
+
+def test_memory_goes_back_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = Rooms(monkeypatch)
+    reader = NbdCopy("a", plain, "")
+    lent = list(reader._buffers)
+    reader.close()
+    once = len(rooms.given)
+    assert once == len(lent) + 1, "its scratch, too"
+    reader.close()
+    assert len(rooms.given) == once
