@@ -18,7 +18,7 @@ from qorumctl.daemon.client import Monitor, suspended
 from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import DaemonError, DaemonGoneError, DaemonStalledError, LockedError, StoreError
-from qorumctl.files import reason
+from qorumctl.files import open_private, reason
 from qorumctl.model.spec import SetSpec
 from qorumctl.paths import Directories, check_ours
 from qorumctl.store import SetLock, Store
@@ -156,7 +156,7 @@ class SetContext:
     async def _queue(self, limit_s: float) -> int:
         path = self.runtime.directory / "control.lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             raise DaemonGoneError(f"{self.name} is not running.", remedy=f"Run 'qorumctl start {self.name}'.") from None
         except OSError as error:

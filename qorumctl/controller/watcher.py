@@ -14,6 +14,7 @@ from pathlib import Path
 
 import qorumctl
 from qorumctl.controller.context import SetContext
+from qorumctl.daemon import process
 from qorumctl.daemon.events import THROTTLE_S
 from qorumctl.errors import QorumError
 from qorumctl.files import open_private
@@ -217,14 +218,12 @@ async def end(context: SetContext, *, by_hand_too: bool = False) -> None:
 
 
 def _signal(context: SetContext, pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.pidfd_open(pid)
-        try:
-            # Asked again after opening: what the handle means can no longer change. The name in the lock can be that
-            # of an earlier holder, for as long as a new one takes to sign.
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            holder = SetLock.held_by(context.state_dir, file_name=LOCK_NAME)
-            if holder is not None and holder[0] == pid and b"watch" in arguments:
-                signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
+    def is_the_watcher() -> bool:
+        # The name in the lock can be that of an earlier holder, for as long as a new one takes to sign.
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        holder = SetLock.held_by(context.state_dir, file_name=LOCK_NAME)
+        return holder is not None and holder[0] == pid and b"watch" in arguments
+
+    with contextlib.suppress(OSError), process.handle_on(pid, is_the_watcher) as handle:
+        if handle is not None:
+            signal.pidfd_send_signal(handle, number)

@@ -36,8 +36,9 @@ _RETRY_S = 2.0
 _IDLE_S = 30.0
 """A watcher that `start` began ends when there has been no daemon for so long: the next `start` begins another."""
 _GONE_S = 5.0
-_TRIM_EVERY_S = 5.0
+_UPKEEP_EVERY_S = 5.0
 _STORE_TRIES = 5
+_STORE_RETRY_S = 1.0
 _DROPS_WITHIN_S = 1.2 * THROTTLE_S
 TOO_FAST = "its reports came faster than the daemon tells them"
 
@@ -123,7 +124,7 @@ class _Watch:
             await self._noting(lambda store: watcher.note_listening(store, pid))
             self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
             heard_all = False
-            trimming = asyncio.ensure_future(self._keep_up(pid))
+            upkeep = asyncio.ensure_future(self._keep_up(pid))
             try:
                 lost, pace = 0, _Pace(self.context)
                 async for raw in stream.read():
@@ -135,7 +136,7 @@ class _Watch:
                 # Its monitors are the last that it closes: a moment later it is gone. If not, we were cut off.
                 heard_all = await process.wait_gone(self.context.runtime, pid, deadline_s=_GONE_S)
             finally:
-                trimming.cancel()
+                upkeep.cancel()
                 with self.context.store() as store:
                     if heard_all:
                         watcher.note_done(store, pid)
@@ -189,7 +190,7 @@ class _Watch:
                 if attempt == _STORE_TRIES - 1:
                     raise
                 self.audience.note(str(error))
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(_STORE_RETRY_S)
 
     async def _keep_up(self, pid: int) -> None:
         runtime = self.context.runtime
@@ -199,7 +200,7 @@ class _Watch:
             with contextlib.suppress(QorumError), self.context.store() as store:
                 watcher.keep_noted(store, pid)
                 watcher.settle_scrubbed(self.context, store)
-            await asyncio.sleep(_TRIM_EVERY_S)
+            await asyncio.sleep(_UPKEEP_EVERY_S)
 
 
 async def watch(context: SetContext, audience: Audience, *, detached: bool) -> None:

@@ -19,7 +19,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,21 @@ async def wait_gone(paths: RuntimePaths, pid: int, *, deadline_s: float) -> bool
                 return False
             await asyncio.sleep(_POLL_S)
         return True
+
+
+@contextlib.contextmanager
+def handle_on(pid: int, is_the_one: Callable[[], bool]) -> Iterator[int | None]:
+    """A pidfd that pid reuse cannot redirect; None when `pid` is gone, or not the one that is meant."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        # Asked after opening: what the handle means can no longer change.
+        yield handle if is_the_one() else None
+    finally:
+        os.close(handle)
 
 
 def terminate(paths: RuntimePaths, pid: int) -> bool:
@@ -316,19 +331,9 @@ def _listener(paths: RuntimePaths) -> int | None:
     return pid if _is_ours(paths, pid) else None
 
 
-@contextlib.contextmanager
-def _pidfd(paths: RuntimePaths, pid: int) -> Iterator[int | None]:
-    """A handle on our daemon that pid reuse cannot redirect, or None when `pid` is not ours (any more)."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        yield None
-        return
-    try:
-        # Checked after opening: what the handle means can no longer change.
-        yield process if _is_ours(paths, pid) else None
-    finally:
-        os.close(process)
+def _pidfd(paths: RuntimePaths, pid: int) -> contextlib.AbstractContextManager[int | None]:
+    """A handle on our daemon, or None when `pid` is not ours (any more)."""
+    return handle_on(pid, lambda: _is_ours(paths, pid))
 
 
 def _signal(paths: RuntimePaths, pid: int, number: signal.Signals) -> bool:
