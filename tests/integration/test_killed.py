@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,16 @@ from qorumctl.daemon import process
 from qorumctl.errors import QorumError, RefusedError
 from qorumctl.files import temporary_of
 from qorumctl.model.status import SetStatus
+from tests.attack import Attack
 from tests.integration.harness import NAME, SECTOR, LiveSet
-from tests.integration.picture import status_of
+from tests.integration.picture import daemon_picture, listing, status_of
 from tests.live import MIB, end_watcher, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
-KILLS = int(os.environ.get("QORUM_TEST_KILLS", "4"))
-"""For each command; a soak sets more."""
+KILLS = 4
+"""For each command, in the short form."""
+PROMISE = "qorumctl killed at any instant harms nothing, and leaves nothing behind"
 
 
 class Killer:
@@ -36,12 +38,20 @@ class Killer:
         self._live = live
         self._dice = random.Random(seed)
         self._longest_s = 0.0
+        self.kills = 0
 
-    def complete(self, *arguments: str) -> None:
+    def rounds(self, attack: Attack) -> Iterator[int]:
+        """Seeds; the instants of a round come from its own."""
+        for seed in attack.rounds(KILLS):
+            self._dice, self.kills = random.Random(seed), 0
+            yield seed
+            attack.count(kills=self.kills)
+
+    def complete(self, *arguments: str, codes: Collection[int] = (0,)) -> None:
         began_s = time.monotonic()
         done = self._live.cli(*arguments, stderr=subprocess.PIPE)
         _, said = done.communicate(timeout=60)
-        assert done.returncode == 0, said.decode()
+        assert done.returncode in codes, said.decode()
         self._longest_s = max(self._longest_s, time.monotonic() - began_s)
 
     def cut(self, *arguments: str) -> bool:
@@ -52,6 +62,7 @@ class Killer:
         except subprocess.TimeoutExpired:
             victim.kill()
         victim.communicate()
+        self.kills += victim.returncode == -9
         return victim.returncode == -9
 
 
@@ -71,8 +82,9 @@ def made_of(*letters: str) -> set[str]:
     return {name for letter in letters for name in (f"{letter}.img", f"{letter}.img.qorum")}
 
 
+@pytest.mark.attack(PROMISE, "kill -9 of create and of delete")
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
-async def test_create_and_delete(live_set: LiveSets, fmt: str) -> None:
+async def test_create_and_delete(live_set: LiveSets, fmt: str, attack: Attack) -> None:
     live = live_set(size_bytes=4 * MIB)
     killer = Killer(live, seed=11)
     live.sources = live.paths()
@@ -80,7 +92,7 @@ async def test_create_and_delete(live_set: LiveSets, fmt: str) -> None:
     delete = ("delete", NAME, "--images", "--yes")
     killer.complete(*create)
     killer.complete(*delete)
-    for _ in range(KILLS):
+    for _ in killer.rounds(attack):
         killer.cut(*create)
         killer.complete(*create)
         assert leftovers(live) == made_of("a", "b", "c")
@@ -90,56 +102,95 @@ async def test_create_and_delete(live_set: LiveSets, fmt: str) -> None:
         assert leftovers(live) == set()
 
 
-async def test_create_that_was_killed_is_deleted_without_a_trace(live_set: LiveSets) -> None:
+@pytest.mark.attack(PROMISE, "kill -9 of create, and then delete")
+async def test_create_that_was_killed_is_deleted_without_a_trace(live_set: LiveSets, attack: Attack) -> None:
     live = live_set(size_bytes=4 * MIB)
     killer = Killer(live, seed=12)
     create = ("create", NAME, *live.paths(), "--size", "4MiB", "--format", "qcow2")
     killer.complete(*create)
     killer.complete("delete", NAME, "--images", "--yes")
-    for _ in range(KILLS):
+    for _ in killer.rounds(attack):
         killer.cut(*create)
         if leftovers(live) or live.directories.definition_path(NAME).exists():
             await live.sets.delete(NAME, images=True)
         assert leftovers(live) == set()
 
 
-async def test_start_and_stop(live_set: LiveSets) -> None:
+@pytest.mark.attack(PROMISE, "kill -9 of start and of stop", weight=2)
+async def test_start_and_stop(live_set: LiveSets, attack: Attack) -> None:
     live = live_set(size_bytes=4 * MIB)
     await live.create()
     killer = Killer(live, seed=13)
     killer.complete("start", NAME)
     shadow = live.fill()
+    await status_of(live.sets)
+    running = await daemon_picture(live)
     killer.complete("stop", NAME)
-    for n in range(KILLS):
+    stopped = listing(live)
+    for n in killer.rounds(attack):
         killer.cut("start", NAME)
         if n % 2:
             killer.complete("stop", NAME)
         killer.complete("start", NAME)
         now = await status_of(live.sets)
         assert now.state == "healthy", f"round {n}: {why(live, now)}"
+        assert await daemon_picture(live) == running
         killer.cut("stop", NAME)
         killer.complete("stop", NAME)
+        assert listing(live) == stopped
         assert process.running_pid(live.runtime) is None
         assert all(live.equal_to(shadow).values())
 
 
-async def test_recovery(live_set: LiveSets) -> None:
+@pytest.mark.attack(PROMISE, "kill -9 of a start that repairs what a dead daemon left", weight=2)
+async def test_recovery(live_set: LiveSets, attack: Attack) -> None:
     live = live_set(size_bytes=64 * MIB)
     await live.create()
     killer = Killer(live, seed=14)
     killer.complete("start", NAME)
     shadow = live.fill()
-    for n in range(KILLS):
+    await status_of(live.sets)
+    running = await daemon_picture(live)
+    for number, n in enumerate(killer.rounds(attack)):
         live.end()
-        live.poke("abc"[n % 3], n * 100 * SECTOR, b"lost" * 100)
-        if n == 0:
+        live.poke("abc"[n % 3], n % 1000 * 100 * SECTOR, b"lost" * 100)
+        if number == 0:
             killer.complete("start", NAME)
         else:
             killer.cut("start", NAME)
             killer.complete("start", NAME)
         assert (await status_of(live.sets)).state == "healthy"
+        assert await daemon_picture(live) == running
         assert all(live.equal_to(shadow).values())
         assert {(c.outvoted, c.repaired) for c in (await status_of(live.sets)).copies} == {(0, 0)}
+
+
+@pytest.mark.attack(PROMISE, "kill -9 of a scrub that repairs", weight=2)
+async def test_scrub_and_repair(live_set: LiveSets, attack: Attack) -> None:
+    """No finding is lost, and none is counted twice."""
+    live = live_set(size_bytes=16 * MIB)
+    await live.create()
+    killer = Killer(live, seed=15)
+    killer.complete("start", NAME)
+    shadow = live.fill()
+    killer.complete("scrub", NAME)
+    await status_of(live.sets)
+    running, flips = await daemon_picture(live), 0
+    for seed in killer.rounds(attack):
+        dice = random.Random(seed)
+        # Apart from each other: neighbours are one finding.
+        for sector in dice.sample(range(0, 16 * MIB // SECTOR, 2), 60):
+            live.flip(dice.choice("abc"), sector * SECTOR)
+        flips += 60
+        killer.cut("scrub", NAME)
+        killer.complete("scrub", NAME, codes=(0, 3))
+        now = await status_of(live.sets)
+        assert now.state == "healthy", f"seed {seed}: {why(live, now)}"
+        assert sum(copy.outvoted for copy in now.copies) == flips
+        assert sum(copy.repaired for copy in now.copies) == flips
+        assert await daemon_picture(live) == running
+        assert all(live.equal_to(shadow).values())
+        attack.count(flips=60)
 
 
 # -- who listened, when a command was killed half-way
