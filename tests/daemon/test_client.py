@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import signal
@@ -196,3 +197,33 @@ async def test_events_that_nobody_reads_are_counted_and_dropped(
         await announce(monitor, 5)
         assert stream.lost == 3
         assert [listener.history for listener in monitor._client._listeners] == [(), ()]
+
+
+@pytest.mark.parametrize("when", ["before the greeting", "after the greeting"])
+async def test_what_the_last_client_was_not_told_is_no_greeting(short_dir: Path, when: str) -> None:
+    """QEMU keeps it for whoever comes next."""
+    event = b'{"timestamp": {"seconds": 1, "microseconds": 0}, "event": "QUORUM_REPORT_BAD", "data": {}}\n'
+    greeting = (
+        b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\n'
+    )
+    clients = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal clients
+        clients += 1
+        first = clients == 1
+        writer.write(event if first and when.startswith("before") else b"")
+        writer.write(greeting)
+        writer.write(event if first and when.startswith("after") else b"")
+        # A client's message has no line break, and the next one is only sent after the answer.
+        while message := await reader.read(4096):
+            asked = json.loads(message)
+            # The negotiation has no id.
+            answer = {"return": {}} | ({"id": asked["id"]} if "id" in asked else {})
+            writer.write(json.dumps(answer).encode() + b"\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, short_dir / "m.sock"):
+        async with await Monitor.open(short_dir / "m.sock", timeout_s=20) as monitor:
+            assert await monitor.execute("query-version") == {}
+        assert clients == 2
