@@ -125,7 +125,9 @@ def test_an_ordinary_user_without_a_home_can_run_it(place: Place) -> None:
 @pytest.mark.live
 def test_told_at_80_columns_and_kept_it_leaves_a_set_that_the_printed_lines_work_on_and_remove(place: Place) -> None:
     told = place.run("--keep")
-    assert max(map(len, told.replace(str(place.directory), "/tmp").splitlines())) <= 80
+    # How long they are is up to whoever runs the tests.
+    usual = told.replace(str(place.directory), "/tmp").replace(os.environ.get("QORUM_QSD") or "-", "/usr/bin/qsd")
+    assert [line for line in usual.splitlines() if len(line) > 80] == []
     assert re.findall(r"^(\d)\. ", told, re.MULTILINE) == list("1234567")
     assert f"{demo_damage.LOST.offset}:512" in told
     assert "All went as told: 7 damaged sectors repaired" in told
