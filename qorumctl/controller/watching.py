@@ -208,7 +208,7 @@ async def watch(context: SetContext, audience: Audience, *, detached: bool) -> N
 
     Ends when the set is deleted. `detached`: also when another watches, or when there is no daemon for long.
     """
-    last = _newest(context)
+    last, told = _newest(context), False
     while context.is_defined():
         last = _follow(context, audience, last)
         try:
@@ -218,6 +218,9 @@ async def watch(context: SetContext, audience: Audience, *, detached: bool) -> N
         except LockedError:
             if detached:
                 return
+            if not told:
+                audience.note(f"Another watcher listens to {context.name}: what it hears is told here, too.")
+                told = True
             await asyncio.sleep(_POLL_S)
             continue
         with lock:

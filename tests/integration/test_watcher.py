@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,8 +140,9 @@ async def test_what_it_hears_is_told_to_everybody_who_watches(live_set: LiveSets
     live.poke("a", 0, NEW)
     told: Path = live.images_dir / "told"
     with told.open("wb") as out:
-        follower = live.cli("--json", "watch", NAME, stdout=out)
-        wait_for(lambda: follower.poll() is not None or _ready(follower.pid), "a second watcher")
+        follower = live.cli("--json", "watch", NAME, stdout=out, stderr=subprocess.PIPE)
+        assert follower.stderr is not None
+        assert follower.stderr.readline().startswith(b"Another watcher listens to ")
         link = live.link()
         assert link.write(2 * MIB, OLD)
         fails.writes.touch()
@@ -154,7 +156,8 @@ async def test_what_it_hears_is_told_to_everybody_who_watches(live_set: LiveSets
         wait_for(lambda: (holder(live) or (first, ""))[0] == follower.pid, "another holder")
         wait_for(lambda: told.read_bytes().count(b"\n") >= 2, "that nobody listened for a moment")
         follower.send_signal(signal.SIGTERM)
-        assert follower.wait(10) == 0
+        follower.communicate(timeout=10)
+        assert follower.returncode == 0
     documents = [json.loads(line) for line in told.read_text().splitlines()]
     failed, unwatched = documents[0], documents[-1]
     assert {key: failed[key] for key in ("schema", "set", "kind", "copy", "operation", "offset", "length")} == {
@@ -168,14 +171,6 @@ async def test_what_it_hears_is_told_to_everybody_who_watches(live_set: LiveSets
     }
     assert (failed["error"], failed["missed_write"]) == ("Input/output error", True)
     assert (unwatched["kind"], unwatched["copy"]) == ("UNWATCHED", None)
-
-
-def _ready(pid: int) -> bool:
-    """It handles SIGTERM: so it is at work."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-    return False
 
 
 async def test_one_that_was_begun_by_hand_stays_over_stop_and_start(live_set: LiveSets) -> None:
