@@ -8,7 +8,9 @@
     ├── StoreError             1   the set's state database cannot be read or written
     │   └── DamagedStateError      it holds what no qorumctl has written, and no waiting mends that
     ├── CopyError              1   one copy is at fault (it is named)
+    │   ├── CopyInUseError         another process has its image open
     │   └── CopyUnavailableError   the copy does not answer at all: gone, hung, or every read fails
+    │       └── CopySilentError        it did not answer when it was opened, and the daemon waits for it still
     └── DaemonError            1   qemu-storage-daemon
         ├── DaemonStartError       it could not be started
         ├── DaemonGoneError        it ended, or its monitor closed, while we needed it
@@ -81,6 +83,14 @@ class CopyError(QorumError):
 
 class CopyUnavailableError(CopyError):
     code = "copy-unavailable"
+
+
+class CopySilentError(CopyUnavailableError):
+    pass
+
+
+class CopyInUseError(CopyError):
+    pass
 
 
 class DaemonError(QorumError):

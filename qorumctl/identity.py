@@ -151,9 +151,10 @@ def remove(image: str | Path) -> None:
         ) from error
 
 
-def read_all(spec: SetSpec) -> dict[str, Sidecar | None]:
-    """The sidecar of each copy that is a file, by the copy's name."""
-    return {copy.name: read(copy.source.path) for copy in _file_copies(spec)}
+def read_all(spec: SetSpec, *, without: Set[str] = frozenset()) -> dict[str, Sidecar | None]:
+    """The sidecar of each copy that is a file, by the copy's name. Those in `without` are not looked at: what they lie
+    on may hang."""
+    return {copy.name: read(copy.source.path) for copy in _file_copies(spec) if copy.name not in without}
 
 
 def judge(sidecars: Mapping[str, Sidecar | None], spec: SetSpec, host_id: str) -> Identity:
@@ -215,21 +216,29 @@ def commit_start(
         write(copy.source.path, committed(sidecar, generation, members, host))
 
 
-def mark_clean(spec: SetSpec) -> None:
-    """To be called when the daemon has flushed, ended in order, and reported no error. Stale copies are left alone."""
-    sidecars = read_all(spec)
+def mark_clean(spec: SetSpec, *, without: Set[str] = frozenset()) -> None:
+    """To be called when the daemon has flushed, ended in order, and reported no error. Stale copies are left alone;
+    those in `without`, which are away, are not even looked at."""
+    sidecars = read_all(spec, without=without)
     generation = max((sidecar.generation for sidecar in sidecars.values() if sidecar is not None), default=0)
     for copy in _file_copies(spec):
-        sidecar = sidecars[copy.name]
+        sidecar = sidecars.get(copy.name)
         if sidecar is not None and sidecar.generation == generation and copy.name in sidecar.members:
             write(copy.source.path, sidecar.model_copy(update={"clean": True}))
 
 
-def admit(spec: SetSpec, name: str, host: Host) -> None:
+def admit(spec: SetSpec, name: str, host: Host, *, without: Set[str] = frozenset()) -> None:
     """Makes a stale copy current again, after it was re-synced and verified. Crash-safe: it counts only when every
-    sidecar lists it. Raises RefusedError."""
-    identity = judge(read_all(spec), spec, host.id)
-    members = tuple(copy for copy in spec.copy_names if copy == name or copy not in identity.stale)
+    sidecar lists it. `without`: other copies that are away. A set that has no files has nothing to be told.
+
+    Raises RefusedError.
+    """
+    sidecars = read_all(spec, without=without)
+    if not sidecars:
+        return
+    identity = judge(sidecars, spec, host.id)
+    gone = identity.stale | without
+    members = tuple(copy for copy in spec.copy_names if copy == name or copy not in gone)
     current = next(
         (s for s in identity.sidecars.values() if s is not None and s.generation == identity.generation), None
     )
@@ -245,6 +254,14 @@ def admit(spec: SetSpec, name: str, host: Host) -> None:
         if copy.name in members:
             update = {"copy_": copy.name, "members": members, "preparing": None, "clean": not identity.unclean}
             write(copy.source.path, current.model_copy(update=update))
+
+
+def found_stale(spec: SetSpec, name: str, host: Host) -> Sidecar:
+    """Gives an image without a sidecar one that says whose it is, and that it has missed everything. RefusedError."""
+    copy = next(copy for copy in _file_copies(spec) if copy.name == name)
+    sidecar = _first(spec, copy, host)
+    write(copy.source.path, sidecar)
+    return sidecar
 
 
 def prepared(sidecar: Sidecar, generation: int) -> Sidecar:

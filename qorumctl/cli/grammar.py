@@ -26,6 +26,10 @@ Force = Annotated[bool, typer.Option("--force", help="Even while a guest is conn
 Now = Annotated[
     bool, typer.Option("--now", help="After an unclean stop: let guests in at once, without scrubbing first.")
 ]
+Degraded = Annotated[
+    bool,
+    typer.Option("--degraded", help="Start without the copies that are away, stale or missing, if enough are left."),
+]
 Takeover = Annotated[
     bool, typer.Option("--takeover", help="Take the set from another host that did not stop it. Make sure it is down.")
 ]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli import exit_codes, scrub, sets, tools, watch
+from qorumctl.cli import copy, exit_codes, scrub, sets, tools, watch
 from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
@@ -33,6 +33,7 @@ for _command in (
     tools.attach, tools.doctor, tools.qmp, tools.schema,
 ):  # fmt: skip
     app.command(name=_command.__name__.removesuffix("_sets"))(_command)
+app.add_typer(copy.app, name="copy")
 if importlib.util.find_spec("qorumctl.cli.demo") is not None:
     app.command(name="demo")(tools.demo)
 

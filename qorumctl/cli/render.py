@@ -17,6 +17,7 @@ from qorumctl.model.status import (
     AttachReport,
     CheckItem,
     CheckReport,
+    CopyResult,
     CopyState,
     CopyStatus,
     DoctorReport,
@@ -134,9 +135,12 @@ def _source(copy: CopyStatus) -> Text:
 def action(one: SetStatus) -> str | None:
     """What to do about the state; None where nothing is to be done."""
     states = {copy.state for copy in one.copies}
+    away = [copy.name for copy in one.copies if copy.away_since is not None]
     match one.state:
         case SetState.HEALTHY:
             return None
+        case SetState.STOPPED | SetState.FAILED if away:
+            return f"Run 'qorumctl start {one.set} --degraded', then 'qorumctl copy rejoin {one.set} {away[0]}'."
         case SetState.STOPPED:
             return f"Start it with 'qorumctl start {one.set}'."
         case SetState.FAILED:
@@ -154,6 +158,8 @@ def action(one: SetStatus) -> str | None:
                 f"See 'qorumctl report {one.set}'. Write the ranges without a majority anew through the volume, from a"
                 f" backup; then run 'qorumctl scrub {one.set}'.{other}"
             )
+        case SetState.DEGRADED if away:
+            return f"When its storage is back, run 'qorumctl copy rejoin {one.set} {away[0]}'."
         case SetState.DEGRADED if states & {CopyState.MISSING, CopyState.STALLED}:
             return f"Bring the storage of the copy back, then run 'qorumctl restart {one.set}'."
         case SetState.DEGRADED if one.policy == "report" and one.unrepaired:
@@ -289,6 +295,23 @@ def qemu_lines(report: AttachReport) -> list[str]:
         else:
             lines.append(quoted)
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+def copy_result(done: CopyResult) -> list[RenderableType]:
+    """After `copy detach` and `copy rejoin`: what was done, and what comes next."""
+    who = f"copy {done.copy_} of {done.set}"
+    back = f"'qorumctl copy rejoin {done.set} {done.copy_}'"
+    if done.command == "detach":
+        text = f"{who} is detached." if done.changed else f"{who} is detached already: nothing was changed."
+        later = "compares all of it" if done.full else "copies what it misses from now on"
+        why = f" ({done.reason})" if done.full and done.reason else ""
+        return [words(f"{text} Its storage can be taken down; {back} {later}{why}.")]
+    if not done.changed:
+        return [words(f"{who} is in the set, and not away: nothing was changed.")]
+    all_of_it = f" All of it was compared: {done.reason}." if done.full else ""
+    passes = f" in {counted(done.passes, 'pass', 'passes')}" if done.passes else ""
+    text = f"{who} is back.{all_of_it} {format_size(done.copied_bytes)} copied{passes}, "
+    return [words(f"{text}{format_size(done.healed_bytes)} healed, {format_size(done.verified_bytes)} verified.")]
 
 
 _DONE = {

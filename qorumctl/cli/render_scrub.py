@@ -358,7 +358,9 @@ def progress_line(start: ScrubStart, position: ScrubPosition) -> str:
 
 
 def closing_line(start: ScrubStart, position: ScrubPosition | None, seconds: float) -> str:
-    found = counted(position.findings, "finding") if position is not None else "0 findings"
+    if start.work is not None:
+        return f"{_title(start)}: ended after {format_duration(seconds)}"
+    found = counted(position.findings or 0, "finding") if position is not None else "0 findings"
     return f"{start.set_name}: ended after {format_duration(seconds)}, {found}"
 
 
@@ -377,6 +379,8 @@ def progress_bar(start: ScrubStart, position: ScrubPosition | None) -> Renderabl
 
 
 def _title(start: ScrubStart) -> str:
+    if start.work is not None:
+        return f"{start.set_name}: {start.work}"
     if start.run == 0:
         # `create` compares images that are in no set yet: that is on no record.
         return f"{start.set_name}: comparing its images"
@@ -396,4 +400,4 @@ def _facts(position: ScrubPosition) -> list[str]:
         facts.append(f"{format_size(round(position.rate_bytes_per_s))}/s")
     if position.eta_s is not None:
         facts.append(f"{format_duration(position.eta_s)} left")
-    return [*facts, counted(position.findings, "finding")]
+    return facts if position.findings is None else [*facts, counted(position.findings, "finding")]

@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from qorumctl.cli import exit_codes
-from qorumctl.cli.grammar import AsJson, Cache, Force, Format, Now, Policy, SetName, SetNames, Takeover, Verbose
+from qorumctl.cli.grammar import (
+    AsJson,
+    Cache,
+    Degraded,
+    Force,
+    Format,
+    Now,
+    Policy,
+    SetName,
+    SetNames,
+    Takeover,
+    Verbose,
+)
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.cli.text import printable
 from qorumctl.errors import QorumError, RefusedError, UsageError
 from qorumctl.units import parse_size
 
+T = TypeVar("T")
 if TYPE_CHECKING:
     from qorumctl.controller.observer import Observer, ScrubControl
     from qorumctl.controller.sets import QuorumSets
@@ -74,6 +87,7 @@ def start(
     ctx: typer.Context,
     name: SetName,
     now: Now = False,
+    degraded: Degraded = False,
     takeover: Takeover = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -82,7 +96,7 @@ def start(
     _change(
         outlet_of(ctx, as_json, verbose),
         lambda sets, observer, control: sets.start(
-            name, now=now, takeover=takeover, observer=observer, control=control
+            name, now=now, takeover=takeover, degraded=degraded, observer=observer, control=control
         ),
     )
 
@@ -99,6 +113,7 @@ def restart(
     name: SetName,
     force: Force = False,
     now: Now = False,
+    degraded: Degraded = False,
     takeover: Takeover = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -107,7 +122,13 @@ def restart(
     _change(
         outlet_of(ctx, as_json, verbose),
         lambda sets, observer, control: sets.restart(
-            name, force=force, now=now, takeover=takeover, observer=observer, control=control
+            name,
+            force=force,
+            now=now,
+            takeover=takeover,
+            degraded=degraded,
+            observer=observer,
+            control=control,
         ),
     )
 
@@ -117,14 +138,16 @@ def _change(outlet: Outlet, work: Work) -> None:
     from qorumctl.controller.sets import QuorumSets
 
     sets = QuorumSets()
-    done = asyncio.run(_watched(outlet, sets, work))
+    done = asyncio.run(watched(outlet, sets, work))
     for text in done.warnings:
         outlet.warning(text)
     _tell(outlet, sets, done)
 
 
-async def _watched(outlet: Outlet, sets: QuorumSets, work: Work) -> Result:
-    """Ctrl-C during the scrub stops the scrub; the command then ends in order, with its own words."""
+async def watched(
+    outlet: Outlet, sets: QuorumSets, work: Callable[[QuorumSets, Observer, ScrubControl], Awaitable[T]]
+) -> T:
+    """Ctrl-C while copies are read stops that; the command then ends in order, with its own words."""
     from qorumctl.cli.progress import display
     from qorumctl.cli.steering import Steering, SteerOnceStarted
     from qorumctl.controller.observer import ScrubControl

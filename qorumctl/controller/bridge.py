@@ -15,13 +15,13 @@ from uuid import uuid4
 
 from qorumctl.controller.options import Timeouts
 from qorumctl.copies.nbd_link import NbdLink, Ticket
-from qorumctl.core.ranges import SECTOR_BYTES, Range, align, between, coalesce, intersect, subtract
+from qorumctl.core.ranges import SECTOR_BYTES, Range, align, between, coalesce, intersect, split, subtract
 from qorumctl.daemon.graph import HEAL
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.daemon.watches import WATCH_PREFIX
 from qorumctl.errors import CopyUnavailableError, DaemonError, DaemonStalledError
 from qorumctl.scrub.ports import Watch
-from qorumctl.units import MIB
+from qorumctl.units import KIB, MIB
 
 T = TypeVar("T")
 _DIRTY = 1
@@ -29,6 +29,8 @@ _DIRTY = 1
 _QUESTION_GAP_BYTES = MIB
 """Ranges nearer than this are asked about together: an extent costs less than a round trip."""
 _PUMP_S = 0.02
+_SMALL_BYTES = 64 * KIB
+"""A fenced read of this size is rarely overtaken for long."""
 
 
 class LiveFence:
@@ -56,6 +58,7 @@ class LiveFence:
         self._hang_up = hang_up
         self._sign_of_life = sign_of_life
         self._heal_link: NbdLink | None = None
+        self._buffer = bytearray(MIB)
         self._stalled = False
         # Unique beyond this process: what a crashed one left must never be taken for ours.
         prefix = f"{WATCH_PREFIX}{os.getpid()}-{uuid4().hex[:6]}"
@@ -110,25 +113,48 @@ class LiveFence:
             raise self._quorum.monitor.stalled("what it was asked", self._timeouts.monitor_s) from None
 
     def heal(self, at: Range) -> bool:
-        """A fenced read waits for overlapping writes, and new ones overtake it: under sustained writes it starves.
-        A drain lets it through. While that runs we keep taking the reply, or we would be what holds it up."""
         try:
-            if self._heal_link is None:
-                self._heal_link = NbdLink(self._socket, HEAL, who="The heal export", timeout_s=self._timeouts.copy_s)
-            return self._heal(self._heal_link, at)
+            return bool(self._fenced_read(self._link(), at, None))
         except CopyUnavailableError as error:
             self.close()
             if error.copy is not None:
                 raise
             return False
 
-    def _heal(self, link: NbdLink, at: Range) -> bool:
-        ticket = link.submit_read(at)
+    def read(self, at: Range) -> bytearray | None:
+        """What the volume holds: voted on, after every write that was begun before. None: no majority. At most 1 MiB,
+        with nothing else of ours outstanding. Raises CopyUnavailableError where no answer can be had."""
+        # Not a fresh one for each read: see NbdLink.
+        answer = self._fenced_read(self._link(), at, self._buffer)
+        if answer is None and at.length > _SMALL_BYTES:
+            pieces = [self.read(piece) for piece in split([at], _SMALL_BYTES)]
+            return None if None in pieces else bytearray().join(piece for piece in pieces if piece is not None)
+        if answer is None:
+            raise CopyUnavailableError(
+                f"The volume could not be read at offset {at.offset} within {self._timeouts.heal_s:g} s: guests write "
+                "there without pause.",
+                remedy="Repeat the command when they write less.",
+            )
+        return self._buffer[: at.length] if answer else None
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Any other call of the control plane, made from the engine's thread. Nothing of ours may be outstanding."""
+        return self._call(coroutine)
+
+    def _link(self) -> NbdLink:
+        if self._heal_link is None:
+            self._heal_link = NbdLink(self._socket, HEAL, who="The heal export", timeout_s=self._timeouts.copy_s)
+        return self._heal_link
+
+    def _fenced_read(self, link: NbdLink, at: Range, into: bytearray | None) -> bool | None:
+        """A fenced read waits for overlapping writes, and new ones overtake it: under sustained writes it starves
+        (None). A drain lets it through. While that runs we keep taking the reply, or we would be what holds it up."""
+        ticket = link.submit_read(at, into)
         ends_at_s = time.monotonic() + self._timeouts.heal_s
         while (answer := link.wait(ticket, self._timeouts.kick_after_s)) is None:
             if time.monotonic() >= ends_at_s:
                 self.close()
-                return False
+                return None
             answer = self._kick(link, ticket)
             if answer is not None:
                 break

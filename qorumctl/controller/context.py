@@ -22,6 +22,7 @@ from qorumctl.files import open_private, reason
 from qorumctl.model.spec import SetSpec
 from qorumctl.paths import Directories, check_ours
 from qorumctl.store import SetLock, Store
+from qorumctl.store.absent import Absence
 
 _RUNNING_DEFINITION = "running.definition"
 _UNCOMPARED = "uncompared"
@@ -85,6 +86,13 @@ class SetContext:
 
     def note_running(self, store: Store, spec: SetSpec | None) -> None:
         store.set_meta(_RUNNING_DEFINITION, None if spec is None else spec.model_dump_json())
+
+    def absences(self) -> dict[str, Absence]:
+        """Copy -> the mark that it is away."""
+        if not self.state_dir.is_dir():
+            return {}
+        with self.store(read_only=True) as store:
+            return store.absences()
 
     def uncompared(self, store: Store) -> bool:
         """Whether an unclean stop is on record, after which nothing has compared the copies from end to end."""

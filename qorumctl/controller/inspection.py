@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qorumctl.controller import record, watcher
+from qorumctl.controller.absences import RECORD_LOST
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.lifecycle import definition_differs
@@ -32,7 +33,9 @@ from qorumctl.model.status import (
 )
 from qorumctl.paths import check_ours
 from qorumctl.store import SetLock, range_document
+from qorumctl.store.absent import Absence
 from qorumctl.store.suspicions import Suspicion
+from qorumctl.units import format_size
 
 _MAY_HAVE = "may have missed a write"
 Counts = dict[str, tuple[int, int, int]]
@@ -44,6 +47,7 @@ class _History:
 
     running_spec: SetSpec | None = None
     uncompared: bool = False
+    absences: dict[str, Absence] = field(default_factory=dict)
     suspicions: list[Suspicion] = field(default_factory=list)
     watched: bool | None = None
     scrub: RunningScrub | None = None
@@ -74,7 +78,7 @@ async def status(context: SetContext) -> SetStatus:
     history = _history(context, pid)
     spec = context.spec() if history.running_spec is None or pid is None else history.running_spec
     live = await _live(context, spec) if pid is not None else None
-    copies = [_copy_status(spec, name, history, live) for name in spec.copy_names]
+    copies = [_copy_status(spec, name, history, live, pid) for name in spec.copy_names]
     history.lost = not record.is_of(history.owner, spec)
     state, reason = _judge(context, history, live, copies)
     return SetStatus(
@@ -143,6 +147,7 @@ def _history(context: SetContext, pid: int | None) -> _History:
         history.owner = record.owner(store)
         history.uncompared = context.uncompared(store)
         history.suspicions = store.suspicions()
+        history.absences = store.absences()
         history.counts = store.copy_counts()
         for run in store.runs(1):
             history.last = store.run_summary(run)
@@ -194,9 +199,15 @@ def _probe(context: SetContext, name: str) -> CopyState | None:
         return CopyState.STALLED
 
 
-def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None) -> CopyStatus:
+def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None, pid: int | None) -> CopyStatus:
     state, note = CopyState.OFFLINE, None
-    if live is not None:
+    absence = history.absences.get(name)
+    missed_bytes = None
+    if absence is not None:
+        state = CopyState.MISSING
+        missed_bytes = _missed_bytes(absence, live, pid)
+        note = _absence_words(absence, live, missed_bytes)
+    elif live is not None:
         state = CopyState.CURRENT
         if live.graph is not None and live.graph.assembled and name not in live.graph.copies:
             state, note = CopyState.MISSING, "not in the quorum"
@@ -220,7 +231,29 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         repaired=repaired,
         missed_writes=any(s.copy == name and s.missed for s in history.suspicions),
         note=note,
+        away_since=None if absence is None else absence.since,
+        missed_bytes=missed_bytes,
     )
+
+
+def _missed_bytes(absence: Absence, live: _Live | None, pid: int | None) -> int | None:
+    """None: no daemon has the record of it."""
+    if not absence.kept or absence.daemon != pid or live is None or live.graph is None:
+        return None
+    records = [record for record in live.graph.missed if record.copy == absence.copy]
+    return sum(record.count_bytes for record in records) if records else None
+
+
+def _absence_words(absence: Absence, live: _Live | None, missed_bytes: int | None) -> str:
+    since = f"{absence.why}, away since {_moment(absence.since)}"
+    if live is not None and live.graph is not None and absence.copy in live.graph.copies:
+        return f"{since}, half back: repeat the command that was interrupted"
+    if live is not None and live.graph is None:
+        return since
+    if missed_bytes is None:
+        lost = absence.lost or RECORD_LOST
+        return f"{since}; {lost}: rejoin compares all of it"
+    return f"{since}; {format_size(missed_bytes)} written since, which rejoin copies"
 
 
 def _missed(known: Suspicion) -> str:
@@ -249,6 +282,9 @@ def _judge(
             return SetState.STOPPED, "The set was not stopped in order; the next start compares the copies."
         if history.lost:
             return SetState.STOPPED, "The record of the set was lost; the next start begins a new one."
+        if history.absences:
+            away = ", ".join(sorted(history.absences))
+            return SetState.STOPPED, f"The set is not running, and copy {away} is away."
         return SetState.STOPPED, "The set is not running."
     if live.stalled:
         return SetState.STALLED, live.problem

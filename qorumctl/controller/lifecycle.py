@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from qorumctl import definitions, identity
-from qorumctl.controller import interrupted, record, suspects, watcher
+from qorumctl.controller import absences, interrupted, record, suspects, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.scrubbing import ScrubJob, run
-from qorumctl.controller.vetting import group_of, recheck, vet
+from qorumctl.controller.vetting import Presence, group_of, recheck, vet, vet_degraded
 from qorumctl.controller.withdrawal import withdraw_and_flush
 from qorumctl.core.findings import Cause
 from qorumctl.daemon import process
@@ -25,6 +25,7 @@ from qorumctl.daemon.features import missing_features
 from qorumctl.daemon.graph import VOLUME
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import (
+    CopySilentError,
     CopyUnavailableError,
     DaemonError,
     DaemonStalledError,
@@ -46,14 +47,54 @@ _KILLED_S = 5.0
 """How long a killed process may take to be gone: the kernel ends its I/O first."""
 
 
-async def start(context: SetContext, *, now: bool, takeover: bool, observer: Observer, control: ScrubControl) -> Result:
-    """Starts and assembles the set; under its lock. A set that runs already is left as it is."""
+async def start(
+    context: SetContext,
+    *,
+    now: bool,
+    takeover: bool,
+    degraded: bool = False,
+    observer: Observer,
+    control: ScrubControl,
+) -> Result:
+    """Starts and assembles the set; under its lock. A set that runs already is left as it is. `degraded`: without the
+    copies that cannot take part, as long as enough are left."""
+    silent: dict[str, str] = {}
+    while True:
+        try:
+            return await _start(
+                context,
+                now=now,
+                takeover=takeover,
+                silent=silent if degraded else None,
+                observer=observer,
+                control=control,
+            )
+        except CopySilentError as error:
+            # The daemon waited for it to the end: another one is begun, without it.
+            if not degraded or error.copy is None:
+                raise
+            silent[error.copy] = error.message
+
+
+async def _start(
+    context: SetContext,
+    *,
+    now: bool,
+    takeover: bool,
+    silent: Mapping[str, str] | None,
+    observer: Observer,
+    control: ScrubControl,
+) -> Result:
     if await is_up(context):
         lost = record.secure(context, spec_in_force(context), None)
         found = await already_up(context)
         return found.model_copy(update={"warnings": [*([lost] if lost else []), *found.warnings]})
     spec = context.spec()
-    who = vet(context, spec, takeover=takeover)
+    if silent is None:
+        presence = Presence(vet(context, spec, takeover=takeover), {}, frozenset())
+    else:
+        presence = vet_degraded(context, spec, takeover=takeover, silent=silent)
+    who, absent = presence.who, presence.absent
     group = group_of(spec)
     await end_leftover(context)
     interrupted.settle(context)
@@ -74,15 +115,20 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
     async with rolled_back(context, attempt.undo) as monitor:
         await _check_features(monitor)
         quorum = context.quorum(spec, monitor)
-        await quorum.open_copies(read_only=False)
+        if silent is None:
+            await quorum.open_copies(read_only=False)
+        else:
+            await absences.open_present(context, quorum, spec, absent)
         # Only now do we hold the images: another host may have run the set since we looked.
-        recheck(spec, who)
-        await quorum.assemble()
+        recheck(spec, who, without=presence.unread)
+        await quorum.assemble(without=absent.keys())
+        # Durable before the others go on without them.
+        absences.note_left_out(context, spec, who, absent)
         host = identity.this_host()
-        generation = identity.prepare_start(spec, who, host)
-        identity.commit_start(spec, who, host, generation)
+        generation = identity.prepare_start(spec, who, host, without=absent.keys())
+        identity.commit_start(spec, who, host, generation, without=absent.keys())
         if unclean and not now:
-            recovery = await _recover(context, quorum, spec, observer, control)
+            recovery = await _recover(context, quorum, spec, frozenset(absent), observer, control)
             record.refuse_doubt(context, spec, recovery)
         _open_socket(context, spec, group)
         with context.store() as store:
@@ -104,7 +150,7 @@ async def start(context: SetContext, *, now: bool, takeover: bool, observer: Obs
         set=spec.name,
         command="start",
         changed=True,
-        warnings=[*([lost] if lost else []), *warnings],
+        warnings=[*absences.left_out_words(spec, absent), *([lost] if lost else []), *warnings],
         recovery=recovery.run if recovery else None,
     )
 
@@ -154,7 +200,7 @@ class _Attempt:
             self._context.note_running(store, None)
         if clean:
             with contextlib.suppress(QorumError):
-                identity.mark_clean(self._spec)
+                identity.mark_clean(self._spec, without=self._context.absences().keys())
 
 
 async def _check_features(monitor: Monitor) -> None:
@@ -245,12 +291,16 @@ async def _discard(context: SetContext, pid: int, undo: Callable[[], None] | Non
 
 
 async def _recover(
-    context: SetContext, quorum: QuorumSet, spec: SetSpec, observer: Observer, control: ScrubControl
+    context: SetContext,
+    quorum: QuorumSet,
+    spec: SetSpec,
+    away: frozenset[str],
+    observer: Observer,
+    control: ScrubControl,
 ) -> ScrubReport:
     """After an unclean stop (invariant 12): compare and heal everything before a guest reads any of it."""
-    job = ScrubJob(
-        spec, spec.policy, ScrubOptions(mode=spec.policy, fresh=True), quorum, Cause.UNCLEAN_SHUTDOWN, recovery=True
-    )
+    options = ScrubOptions(mode=spec.policy, fresh=True)
+    job = ScrubJob(spec, spec.policy, options, quorum, Cause.UNCLEAN_SHUTDOWN, recovery=True, away=away)
     report = await run(context, job, observer, control)
     if report.outcome == "unfinished":
         raise QorumError(
@@ -333,7 +383,8 @@ def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None, hea
         with context.store() as store:
             if clean is not None and not heard and context.may_have_served(store):
                 store.suspect(spec.copy_names, missed=False, why=watcher.UNHEARD)
-            stale = suspects.stale(store, spec)
+            away = store.absences().keys()
+            stale = suspects.missed(store, spec) - away
             if stale and clean:
                 names = ", ".join(sorted(stale))
                 warnings.append(f"Copy {names} has missed writes: the next start compares the copies.")
@@ -350,7 +401,7 @@ def _note_stopped(context: SetContext, spec: SetSpec, *, clean: bool | None, hea
             context.note_uncompared(store, uncompared)
             context.note_running(store, None)
         if clean and not uncompared:
-            identity.mark_clean(spec)
+            identity.mark_clean(spec, without=away)
     except QorumError as error:
         return [f"The set is stopped, but that could not be noted: {error.message}"]
     return warnings

@@ -15,7 +15,7 @@ __all__ = ["Observer", "ScrubControl", "ScrubPosition", "ScrubStart", "Silent", 
 class ScrubStart:
     """Told once per run. `size_bytes`: what the run looks at, a range or the disk. `resumed_at_bytes`: where in it an
     unfinished run goes on, None for a fresh one. `recovery`: the set was not stopped cleanly, and is scrubbed before
-    its volume is exported."""
+    its volume is exported. `work`: what is done, where it is no scrub."""
 
     set_name: str
     run: int
@@ -23,19 +23,20 @@ class ScrubStart:
     size_bytes: int
     resumed_at_bytes: int | None
     recovery: bool
+    work: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubPosition:
     """Told several times a second. `position_bytes`: from the beginning of what the run looks at. `read_bytes`: of each
-    copy, by this process. `findings`: on record in this run."""
+    copy, by this process. `findings`: on record in this run; None: nothing is looked for."""
 
     position_bytes: int
     size_bytes: int
     read_bytes: int
     rate_bytes_per_s: float | None
     eta_s: float | None
-    findings: int
+    findings: int | None
 
 
 class Observer(Protocol):

@@ -49,6 +49,16 @@ class ScrubJob:
     cause: Cause | None = None
     recovery: bool = False
     """Before guests are let in."""
+    away: frozenset[str] = frozenset()
+    """Copies that are not in the quorum."""
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        return tuple(name for name in self.spec.copy_names if name not in self.away)
+
+    def stale(self, store: Store) -> frozenset[str]:
+        found = suspects.stale(store, self.spec, count_suspects=self.options.count_suspects)
+        return found.intersection(self.copies)
 
 
 class WallClock:
@@ -138,7 +148,7 @@ def _engine(
     if job.quorum is not None:
         fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up, sign_of_life)
     try:
-        for name in job.spec.copy_names:
+        for name in job.copies:
             readers.append(NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s))
         journal = _CountingJournal(store.journal(record.id), supervisor)
         wards: Sequence[CopyReader] = readers
@@ -169,11 +179,12 @@ def _record(store: Store, job: ScrubJob) -> RunRecord:
             and unfinished.thorough == options.thorough
             and unfinished.cause == job.cause
             and unfinished.parameters.get("definition") == digest
+            and suspects.compares(unfinished, job.copies)
         )
         if same and not options.fresh:
             return store.reopen_run(unfinished.id, os.getpid())
         store.abandon_run(unfinished.id)
-    parameters = {"definition": digest, **suspects.noted_at_begin(store)}
+    parameters = {"definition": digest, **suspects.noted_at_begin(store, job.copies)}
     return store.begin_run(
         job.mode, job.spec.size, options.within, options.thorough, job.cause, os.getpid(), parameters
     )
@@ -193,7 +204,7 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
         now=now,
         thorough=job.options.thorough,
         rate_bytes_per_s=rate,
-        stale=frozenset() if job.options.count_suspects else suspects.stale(store, job.spec),
+        stale=job.stale(store),
         cause=job.cause,
         checkpoint=checkpoint,
         pending=store.pending_findings(record.id),
@@ -257,9 +268,7 @@ class _Supervisor:
         return plan
 
     def _missed_more(self) -> bool:
-        if self._followed is None or self._job.options.count_suspects:
-            return False
-        return bool(suspects.stale(self._store, self._job.spec) - self._followed.stale)
+        return self._followed is not None and bool(self._job.stale(self._store) - self._followed.stale)
 
     def suspend_if_requested(self) -> None:
         if self._control.suspend_requested:

@@ -11,10 +11,12 @@ from qorumctl import definitions
 from qorumctl.controller import (
     creation,
     deletion,
+    detaching,
     inspection,
     interrupted,
     lifecycle,
     record,
+    rejoining,
     scrubbing,
     vetting,
     watching,
@@ -31,6 +33,7 @@ from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
     AttachReport,
     CheckReport,
+    CopyResult,
     ListReport,
     QmpReport,
     Result,
@@ -85,10 +88,12 @@ class QuorumSets:
         *,
         now: bool = False,
         takeover: bool = False,
+        degraded: bool = False,
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> Result:
-        """Starts and assembles. After an unclean stop the copies are compared first, unless `now`."""
+        """Starts and assembles. After an unclean stop the copies are compared first, unless `now`. `degraded`: without
+        the copies that are away, stale or cannot be opened, as long as enough are left."""
         context = self._defined(name)
         try:
             lock = context.lock("start")
@@ -103,6 +108,7 @@ class QuorumSets:
                     context,
                     now=now,
                     takeover=takeover,
+                    degraded=degraded,
                     observer=observer or Silent(),
                     control=control or ScrubControl(),
                 )
@@ -123,16 +129,22 @@ class QuorumSets:
         force: bool = False,
         now: bool = False,
         takeover: bool = False,
+        degraded: bool = False,
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> Result:
         """Stop, then start, under one hold of the lock; refused before the stop where `start` would refuse."""
         context = self._defined(name)
         with context.lock("restart"):
-            vetting.vet(context, context.spec(), takeover=takeover)
+            vetting.vet_restart(context, context.spec(), takeover=takeover, degraded=degraded)
             stopped = await lifecycle.stop(context, force=force)
             started = await lifecycle.start(
-                context, now=now, takeover=takeover, observer=observer or Silent(), control=control or ScrubControl()
+                context,
+                now=now,
+                takeover=takeover,
+                degraded=degraded,
+                observer=observer or Silent(),
+                control=control or ScrubControl(),
             )
         state = (await inspection.status(context)).state
         update = {"command": "restart", "state": state, "warnings": [*stopped.warnings, *started.warnings]}
@@ -227,7 +239,8 @@ class QuorumSets:
                 quorum = context.quorum(spec, monitor)
                 await quorum.sweep()
                 state = await quorum.describe()
-                if not state.assembled or set(state.copies) != set(spec.copy_names):
+                away = frozenset(spec.copy_names).difference(state.copies)
+                if not state.assembled or not away <= context.absences().keys():
                     raise DaemonGoneError(
                         f"The daemon of {name} is not assembled: an earlier command did not finish.",
                         remedy=f"Run 'qorumctl start {name}'.",
@@ -236,7 +249,9 @@ class QuorumSets:
                 _tell(record.secure(context, spec, None))
                 with context.store() as store:
                     cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
-                job = scrubbing.ScrubJob(spec, mode, options, quorum, cause)
+                job = scrubbing.ScrubJob(spec, mode, options, quorum, cause, away=away)
+                for copy in job.copies:
+                    await quorum.children.export(copy)
                 report = await scrubbing.run(context, job, *args)
                 if cause and _settles_an_unclean_stop(spec, report):
                     with context.store() as store:
@@ -296,14 +311,51 @@ class QuorumSets:
                 await asyncio.sleep(_POLL_S)
             return store.scrub_report(asked.id)
 
+    # -- copies
+
+    async def detach(self, name: str, copy: str, *, force: bool = False) -> CopyResult:
+        """Takes a copy out of a running set. `force`: one that hangs, as far as QEMU allows."""
+        context = self._defined(name)
+        with context.lock("copy detach"):
+            result = await detaching.detach(context, self._running(context), copy, force=force)
+        return result.model_copy(update={"state": (await inspection.status(context)).state})
+
+    async def rejoin(
+        self,
+        name: str,
+        copy: str,
+        *,
+        full: bool = False,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> CopyResult:
+        """Brings a copy that is away up to date and back. `full`: compares all of it, whatever is on record."""
+        context = self._defined(name)
+        with context.lock("copy rejoin"):
+            result = await rejoining.rejoin(
+                context,
+                self._running(context),
+                copy,
+                full=full,
+                observer=observer or Silent(),
+                control=control or ScrubControl(),
+            )
+        return result.model_copy(update={"state": (await inspection.status(context)).state})
+
+    def _running(self, context: SetContext) -> SetSpec:
+        if context.pid() is None:
+            raise DaemonGoneError(
+                f"{context.name} is not running.", remedy=f"Run 'qorumctl start {context.name}'.", set_name=context.name
+            )
+        return lifecycle.spec_in_force(context)
+
     # -- the expert's door
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, object] | None = None) -> QmpReport:
         """One QMP command under the set's lock. It can do anything, also harm: see QEMU's own documentation."""
         context = self._defined(name)
         with context.lock("qmp"):
-            if context.pid() is None:
-                raise DaemonGoneError(f"{name} is not running.", remedy=f"Run 'qorumctl start {name}'.", set_name=name)
+            self._running(context)
             async with context.scrub_monitor() as monitor:
                 result = await monitor.execute(command, arguments, timeout_s=self._timeouts.drain_s)
         return QmpReport(set=name, command=command, result=result)

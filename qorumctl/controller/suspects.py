@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qorumctl.core.findings import Action
 from qorumctl.model.spec import SetSpec
-from qorumctl.store import Store
+from qorumctl.store import RunRecord, Store
 
 _NOTED = "suspicions"
+_COPIES = "copies"
 
 
-def stale(store: Store, spec: SetSpec) -> frozenset[str]:
-    """Copies that are known to have missed a write: compared, never counted. One that only may have still counts:
-    after a time unwatched that is every copy, and then no vote could be won."""
+def missed(store: Store, spec: SetSpec) -> frozenset[str]:
+    """Copies that are known to have missed a write. One that only may have is not among them: after a time unwatched
+    that is every copy, and then no vote could be won."""
     return frozenset(s.copy for s in store.suspicions() if s.missed and s.copy in spec.copy_names)
 
 
-def noted_at_begin(store: Store) -> Mapping[str, Any]:
-    """For a run's parameters: what it is going to settle, if it gets that far."""
-    return {_NOTED: {s.key: s.serial for s in store.suspicions()}}
+def stale(store: Store, spec: SetSpec, *, count_suspects: bool = False) -> frozenset[str]:
+    """Copies that are compared, and never counted: those that have missed a write, unless `count_suspects`, and those
+    that are in the quorum while they are being brought back into it."""
+    half_back = frozenset(store.absences()).intersection(spec.copy_names)
+    return half_back if count_suspects else half_back | missed(store, spec)
+
+
+def noted_at_begin(store: Store, copies: Iterable[str]) -> Mapping[str, Any]:
+    """For a run's parameters: which copies it compares, and what it is going to settle, if it gets that far."""
+    return {_COPIES: list(copies), _NOTED: {s.key: s.serial for s in store.suspicions()}}
+
+
+def compares(run: RunRecord, copies: Sequence[str]) -> bool:
+    """Whether a run compares these copies: an unfinished one of others is not resumed."""
+    return list(run.parameters.get(_COPIES, copies)) == list(copies)
 
 
 def clear_compared(store: Store, spec: SetSpec, run_id: int) -> None:
@@ -30,7 +43,8 @@ def clear_compared(store: Store, spec: SetSpec, run_id: int) -> None:
     noted: Mapping[str, int] = run.parameters.get(_NOTED, {}) if run is not None else {}
     if run is None or not noted or run.within is not None or run.checkpoint.busy:
         return
-    left: set[str] = set()
+    # What was away was not looked at.
+    left = set(spec.copy_names).difference(run.parameters.get(_COPIES, spec.copy_names))
     for finding in store.findings(run_id):
         if finding.action is not Action.REPAIRED:
             # Where an unclean stop explains the difference, nobody is named: it may be in any copy.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import grp
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
 from qorumctl import identity, image_use, images
+from qorumctl.controller import suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.daemon import process
 from qorumctl.errors import RefusedError
 from qorumctl.identity import Identity
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec
+from qorumctl.store.absent import Absence
 from qorumctl.units import format_size
 
 
@@ -33,9 +35,9 @@ def vet(context: SetContext, spec: SetSpec, *, takeover: bool) -> Identity:
     return _judged(spec)
 
 
-def recheck(spec: SetSpec, who: Identity) -> None:
+def recheck(spec: SetSpec, who: Identity, *, without: Set[str] = frozenset()) -> None:
     """What `vet` found, looked at again under the images' locks. RefusedError where it has changed."""
-    now = _judged(spec)
+    now = _judged(spec, without=without)
     if now != who:
         raise RefusedError(
             f"The images of {spec.name} were used by somebody else while it was being started.",
@@ -58,7 +60,101 @@ def looks(context: SetContext, spec: SetSpec, *, takeover: bool) -> list[Look]:
         detail = f"{copy.source.label}, {format_size(spec.size)}"
         found.append(Look(f"copy {copy.name}", detail, partial(_look_at_copy, spec, copy, running=running)))
     words = "all of this set, none has missed writes"
+    if absences := context.absences():
+        found.insert(0, Look("presence", "no copy is away", lambda: refuse_away(spec, absences)))
     return [*found, Look("identity", words, lambda: _look_at_identity(spec, takeover=takeover))]
+
+
+def refuse_away(spec: SetSpec, absences: Mapping[str, Absence]) -> None:
+    """RefusedError naming a copy that is on record as away: it has missed writes, or will have."""
+    for name in spec.copy_names:
+        if (absence := absences.get(name)) is not None:
+            raise RefusedError(
+                f"Copy {name} is away since {moment(absence.since)} ({absence.why}): it may have missed writes.",
+                remedy=f"Run 'qorumctl start {spec.name} --degraded', then 'qorumctl copy rejoin {spec.name} {name}'.",
+                set_name=spec.name,
+                copy=name,
+            )
+
+
+@dataclass(slots=True)
+class Presence:
+    """Who takes part in a degraded start. `absent`: copy -> a sentence that says why it does not. `unread`: those whose
+    sidecars `who` knows nothing of."""
+
+    who: Identity
+    absent: dict[str, str]
+    unread: frozenset[str]
+
+
+def vet_degraded(context: SetContext, spec: SetSpec, *, takeover: bool, silent: Mapping[str, str]) -> Presence:
+    """As `vet`, for a start without the copies that cannot take part. A copy that is in use, or
+    belongs elsewhere, is no absent one: RefusedError, as where too few are left. `silent`: copies that are known not
+    to answer. The image of a copy that is on record as away is not looked at: what it lies on may hang."""
+    absent = {name: _away_words(a) for name, a in context.absences().items() if name in spec.copy_names}
+    absent.update(silent)
+    # Our own daemon holds the images of a set that runs.
+    running = context.pid() is not None
+    process.find_binary()
+    context.runtime.check()
+    group_of(spec)
+    for copy in spec.copies:
+        if copy.name in absent:
+            continue
+        if not running:
+            _refuse_use(spec, copy)
+        try:
+            _look_at_copy(spec, copy, running=True)
+            if isinstance(copy.source, FileSource):
+                identity.read(copy.source.path)
+        except RefusedError as error:
+            absent[copy.name] = error.message
+    enough(spec, absent, frozenset())
+    images.distinct([copy for copy in spec.copies if copy.name not in absent], own_socket=context.runtime.nbd_sock)
+    unread = frozenset(absent)
+    who = _judged(spec, without=unread)
+    if who.foreign_host and not takeover:
+        raise foreign(spec, who)
+    for name in spec.copy_names:
+        if name in who.stale and name not in absent:
+            absent[name] = _stale_words(spec, who, name)
+    with context.store(read_only=True) as store:
+        enough(spec, absent, suspects.missed(store, spec))
+    return Presence(who, absent, unread)
+
+
+def vet_restart(context: SetContext, spec: SetSpec, *, takeover: bool, degraded: bool) -> None:
+    """What the start after the stop would refuse, as far as it can be known while the set runs."""
+    if degraded:
+        vet_degraded(context, spec, takeover=takeover, silent={})
+    else:
+        vet(context, spec, takeover=takeover)
+
+
+def _away_words(absence: Absence) -> str:
+    return f"Copy {absence.copy} is away since {moment(absence.since)} ({absence.why})."
+
+
+def enough(spec: SetSpec, absent: Mapping[str, str], missed: Set[str]) -> None:
+    """RefusedError where fewer than `threshold` copies are there, or where those of them that have missed writes could
+    win a vote by themselves."""
+    present = [name for name in spec.copy_names if name not in absent]
+    stale = [name for name in present if name in missed]
+    if len(present) >= spec.threshold > len(stale):
+        return
+    few = f"{len(present)} of {len(spec.copies)} copies of {spec.name} can be used, and {spec.threshold} are needed"
+    why = " ".join(absent[name] for name in spec.copy_names if name in absent)
+    if len(present) >= spec.threshold:
+        few, why = f"Too many copies of {spec.name} have missed writes: {', '.join(stale)}", ""
+    raise RefusedError(
+        f"{few}. {why}".rstrip(),
+        remedy="Nothing was changed. Bring the storage of one of them back, then try again.",
+        set_name=spec.name,
+    )
+
+
+def moment(time: str) -> str:
+    return f"{time[:19].replace('T', ' ')} UTC"
 
 
 def group_of(spec: SetSpec) -> int | None:
@@ -93,15 +189,11 @@ def _look_at_copy(spec: SetSpec, copy: CopySpec, *, running: bool) -> None:
                 spec,
                 copy,
                 f"The image of copy {copy.name}, {source.path}, does not exist.",
-                "Mount what it lives on, or bring it back. Nothing was changed.",
+                "Mount what it lives on, or bring it back; or start without it: "
+                f"'qorumctl start {spec.name} --degraded'. Nothing was changed.",
             )
-        if not running and image_use.is_used(source.path, writers_only=True):
-            raise _about(
-                spec,
-                copy,
-                f"The image of copy {copy.name}, {source.path}, is in use by another process.",
-                "Stop what uses it: another set, a virtual machine, or qemu-nbd. Nothing was changed.",
-            )
+        if not running:
+            _refuse_use(spec, copy)
         size = info.size_bytes
     elif isinstance(source, DeviceSource):
         size = images.device_size(source.path)
@@ -123,12 +215,32 @@ def _look_at_copy(spec: SetSpec, copy: CopySpec, *, running: bool) -> None:
         )
 
 
+def look_at_copy(spec: SetSpec, copy: CopySpec) -> None:
+    """As `vet` does, at one copy that nobody may be using. Raises RefusedError."""
+    _look_at_copy(spec, copy, running=False)
+
+
+def distinct(context: SetContext, copies: Sequence[CopySpec]) -> None:
+    """Raises RefusedError where two of these are one image."""
+    images.distinct(copies, own_socket=context.runtime.nbd_sock)
+
+
+def _refuse_use(spec: SetSpec, copy: CopySpec) -> None:
+    if isinstance(copy.source, FileSource) and image_use.is_used(copy.source.path, writers_only=True):
+        raise _about(
+            spec,
+            copy,
+            f"The image of copy {copy.name}, {copy.source.path}, is in use by another process.",
+            "Stop what uses it: another set, a virtual machine, or qemu-nbd. Nothing was changed.",
+        )
+
+
 def _about(spec: SetSpec, copy: CopySpec, message: str, remedy: str) -> RefusedError:
     return RefusedError(message, remedy=remedy, set_name=spec.name, copy=copy.name, path=copy.source.label)
 
 
-def _judged(spec: SetSpec) -> Identity:
-    return identity.judge(identity.read_all(spec), spec, identity.this_host().id)
+def _judged(spec: SetSpec, *, without: Set[str] = frozenset()) -> Identity:
+    return identity.judge(identity.read_all(spec, without=without), spec, identity.this_host().id)
 
 
 def _look_at_identity(spec: SetSpec, *, takeover: bool) -> None:
@@ -149,16 +261,16 @@ def foreign(spec: SetSpec, who: Identity) -> RefusedError:
 def refuse_stale(spec: SetSpec, who: Identity) -> None:
     """A copy that missed writes votes as if it were current (invariant 8): RefusedError naming it and the way out."""
     if who.stale:
-        raise RefusedError(_stale_words(spec, who), remedy=_stale_remedy(spec, who), set_name=spec.name)
+        first = sorted(who.missing or who.stale)[0]
+        raise RefusedError(_stale_words(spec, who, first), remedy=_stale_remedy(spec, who), set_name=spec.name)
 
 
-def _stale_words(spec: SetSpec, who: Identity) -> str:
-    if missing := sorted(who.missing):
+def _stale_words(spec: SetSpec, who: Identity, name: str) -> str:
+    if name in who.missing:
         return (
-            f"Copy {missing[0]} ({spec.copy_named(missing[0]).source.label}) has lost its identity file: "
+            f"Copy {name} ({spec.copy_named(name).source.label}) has lost its identity file: "
             "nobody can tell whether it has every write."
         )
-    name = sorted(who.stale)[0]
     sidecar = who.sidecars.get(name)
     behind = "" if sidecar is None else f" (generation {sidecar.generation}, the others {who.generation})"
     return f"Copy {name} ({spec.copy_named(name).source.label}) has missed writes{behind}; its votes would be wrong."
@@ -169,7 +281,8 @@ def _stale_remedy(spec: SetSpec, who: Identity) -> str:
     current = next((copy for copy in spec.copies if copy.name not in who.stale), None)
     if current is None:
         return "No copy is known to be current: restore the identity files from a backup."
+    full = " --full" if name in who.missing else ""
     return (
-        f"Put the image and the .qorum file that belong together back in place; or copy {current.source.label} over "
-        f'copy {name}\'s image and its .qorum file, and change "copy" in the latter to "{name}".'
+        "Put the image and the .qorum file that belong together back in place; or run "
+        f"'qorumctl start {spec.name} --degraded', then 'qorumctl copy rejoin {spec.name} {name}{full}'."
     )

@@ -208,6 +208,14 @@ class NbdLink:
         self._writing[cookie] = room
         return Ticket(Range(offset_bytes, len(data)), cookie)
 
+    def zero(self, at: Range) -> bool:
+        """Makes a range read as zeros, without space where the storage can. False where the server refuses."""
+        try:
+            cookie = self._nbd.aio_zero(at.length, at.offset)
+        except nbd.Error as error:
+            raise self._gone(f"cannot be zeroed at offset {at.offset}: {_words(error)}") from None
+        return self._finish(cookie, at, "a request")
+
     def flush(self) -> bool:
         """False where the server answers with an error."""
         try:

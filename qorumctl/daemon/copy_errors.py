@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from qorumctl.errors import CommandError, CopyError, CopyUnavailableError
+from qorumctl.errors import CommandError, CopyError, CopyInUseError, CopySilentError, CopyUnavailableError
 from qorumctl.model.spec import CopySpec, NbdSource
 
+_LOCKED = '" lock'
 # QEMU has one error class for all of these; its words, the same in 7.2 and 10.0, are all there is to go by.
 _CAUSES: tuple[tuple[str, str, str], ...] = (
     ("O_DIRECT", "its file system does not support direct I/O", 'Set `cache = "writeback"` for this copy.'),
@@ -13,7 +14,7 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "this qemu-storage-daemon was built without Linux AIO, which keeps overlapping writes in order",
         'Use a build that has it, or set `cache = "writeback"` for this copy.',
     ),
-    ('" lock', "another process is using it", "Stop what uses it: another set, a virtual machine, or qemu-nbd."),
+    (_LOCKED, "another process is using it", "Stop what uses it: another set, a virtual machine, or qemu-nbd."),
     ("No such file or directory", "it does not exist", "Restore or mount it, or correct the set's definition."),
     ("Permission denied", "permission was denied", "Give the user that runs the set the right to read and write it."),
     ("Operation not permitted", "permission was denied", "Look for an immutable attribute or a security policy."),
@@ -39,7 +40,8 @@ def explain(copy: CopySpec, error: CommandError) -> CopyError:
     without_path = said.replace(label, "")
     for words, cause, remedy in _CAUSES:
         if words in without_path:
-            return CopyError(
+            kind = CopyInUseError if words == _LOCKED else CopyError
+            return kind(
                 f"Copy {copy.name} ({label}) cannot be opened: {cause}.", remedy=remedy, copy=copy.name, path=label
             )
     return CopyError(
@@ -50,9 +52,9 @@ def explain(copy: CopySpec, error: CommandError) -> CopyError:
     )
 
 
-def silent(copy: CopySpec, timeout_s: float) -> CopyUnavailableError:
+def silent(copy: CopySpec, timeout_s: float) -> CopySilentError:
     """The daemon hung while it opened this copy: its storage does not answer."""
-    return CopyUnavailableError(
+    return CopySilentError(
         f"Copy {copy.name} ({copy.source.label}) did not answer within {timeout_s:g} s.",
         remedy="Check its storage, or the network to it.",
         copy=copy.name,

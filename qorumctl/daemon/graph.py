@@ -9,7 +9,7 @@ volume (NBD, writable), heal (NBD, read-only)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import assert_never
 
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdEndpoint, NbdSource, SetSpec
@@ -20,6 +20,8 @@ QUORUM = "quorum"
 FENCE = "fence"
 VOLUME = "volume"
 HEAL = "heal"
+CLAIM = "qorum-claim"
+"""A quorum of one copy, for a moment: see children.py."""
 COPY_PREFIX = "copy-"
 FILE_SUFFIX = "-file"
 TLS_PREFIX = "tls-"
@@ -93,14 +95,15 @@ def format_node(copy: CopySpec, *, read_only: bool) -> QmpArguments:
     return node
 
 
-def quorum_node(spec: SetSpec) -> QmpArguments:
-    """`blockdev-add` of the vote. Never `blkverify`: it ends the whole daemon on the first mismatch."""
+def quorum_node(spec: SetSpec, *, without: Set[str] = frozenset()) -> QmpArguments:
+    """`blockdev-add` of the vote, of all copies but those in `without`. Never `blkverify`: it ends the whole daemon on
+    the first mismatch."""
     return {
         "driver": "quorum",
         "node-name": QUORUM,
         "vote-threshold": spec.threshold,
         "rewrite-corrupted": spec.policy == "repair",
-        "children": [copy_node(name) for name in spec.copy_names],
+        "children": [copy_node(name) for name in spec.copy_names if name not in without],
     }
 
 

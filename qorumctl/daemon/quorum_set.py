@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from qorumctl.daemon import copy_errors, graph
+from qorumctl.daemon import graph
+from qorumctl.daemon.children import Children, check_length
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import delete_export, export_ids, wait_exports_gone
+from qorumctl.daemon.missed import Missed, Record, records_of
 from qorumctl.daemon.replies import names, understood
 from qorumctl.daemon.watches import WATCH_PREFIX, Watches, bitmaps_of
-from qorumctl.errors import CommandError, DaemonGoneError, DaemonStalledError, RefusedError
-from qorumctl.model.spec import CopySpec, SetSpec
-from qorumctl.units import format_exact_size
+from qorumctl.errors import CommandError, DaemonGoneError, RefusedError
+from qorumctl.model.spec import SetSpec
 
 DRAIN_TIMEOUT_S = 30.0
 """A drain costs the slowest write in flight, usually milliseconds. Longer than this, a copy or a client hangs."""
-_CLAIM = "qorum-claim"
 _SETTING = re.compile(r'"(rewrite-corrupted|vote-threshold)": ?(true|false|\d+)')
 
 
@@ -33,6 +33,7 @@ class GraphState:
 
     `nodes`: all our block nodes. `exports`: ids, those of watches included. `rewriting` and `threshold`: as the
     running quorum has them; None without a quorum, or when QEMU cut its description short (very long paths).
+    `missed`: the records of what copies outside the quorum miss.
     """
 
     copies: tuple[str, ...]
@@ -41,6 +42,7 @@ class GraphState:
     watches: frozenset[str]
     rewriting: bool | None
     threshold: int | None
+    missed: tuple[Record, ...] = ()
 
     @property
     def assembled(self) -> bool:
@@ -64,55 +66,39 @@ class QuorumSet:
         self.monitor = monitor
         self._timeout_s = drain_timeout_s
         self._watches = Watches(monitor, drain_timeout_s=drain_timeout_s)
+        self.children = Children(spec, monitor, timeout_s=drain_timeout_s)
+        self.missed = Missed(monitor, self._watches, spec.size, timeout_s=drain_timeout_s)
 
     # -- the graph
 
-    async def open_copies(self, *, read_only: bool) -> dict[str, int]:
+    async def open_copies(self, *, read_only: bool, without: Set[str] = frozenset()) -> dict[str, int]:
         """Opens each copy and exports it, read-only, as `copy-NAME`. Returns name -> length in bytes.
 
         With `read_only` False an image that another process uses is refused here, by name. Raises CopyError (of it
         CopyUnavailableError) naming the copy. What was opened stays: `dissolve` rolls back.
         """
         for copy in self._spec.copies:
-            try:
-                await self._open(copy, read_only=read_only)
-            except CommandError as error:
-                raise copy_errors.explain(copy, error) from None
-            except DaemonStalledError:
-                raise copy_errors.silent(copy, self._timeout_s) from None
+            if copy.name not in without:
+                await self.children.open(copy, read_only=read_only)
         return await self._lengths()
 
-    async def check_lengths(self) -> None:
+    async def check_lengths(self, *, without: Set[str] = frozenset()) -> None:
         """RefusedError for an opened copy whose length is not the set's size: QEMU aborts on a read past the end of a
         shorter child, and what is read there by itself would look like damage."""
         lengths = await self._lengths()
         for copy in self._spec.copies:
-            length = lengths.get(copy.name)
-            if length is None:
-                raise RefusedError(
-                    f"Copy {copy.name} is not open.",
-                    remedy="Stop the set and start it again.",
-                    copy=copy.name,
-                    path=copy.source.label,
-                )
-            if length != self._spec.size:
-                raise RefusedError(
-                    f"Copy {copy.name} ({copy.source.label}) has {length} bytes, the set {self._spec.size} "
-                    f"({format_exact_size(self._spec.size)}).",
-                    remedy="Nothing was changed. Restore the copy's length, or correct the definition's size.",
-                    copy=copy.name,
-                    path=copy.source.label,
-                )
+            if copy.name not in without:
+                check_length(self._spec, copy, lengths.get(copy.name))
 
-    async def assemble(self) -> None:
+    async def assemble(self, *, without: Set[str] = frozenset()) -> None:
         """Quorum, fence and the `heal` export over the opened copies.
 
         Raises RefusedError before anything is added when a copy's length is not the set's size, or when two copies are
         one image.
         """
-        await self.check_lengths()
+        await self.check_lengths(without=without)
         try:
-            await self._run("blockdev-add", graph.quorum_node(self._spec))
+            await self._run("blockdev-add", graph.quorum_node(self._spec, without=without))
         except CommandError as error:
             if '" lock' not in error.description:
                 raise
@@ -134,10 +120,10 @@ class QuorumSet:
         present = {node["node-name"] for node in await self._nodes()}
         tops = sorted(node for node in present if graph.copy_of_node(node) is not None)
         files = sorted(node for node in present if node.startswith(graph.COPY_PREFIX) and node not in tops)
-        for node in (_CLAIM, graph.FENCE, graph.QUORUM, *tops, *files):
+        for node in (graph.CLAIM, graph.FENCE, graph.QUORUM, *tops, *files):
             if node in present:
                 await self._run("blockdev-del", {"node-name": node})
-        for credentials in await self._credentials():
+        for credentials in await self.children.credentials():
             await self._run("object-del", {"id": credentials})
 
     async def quit(self) -> None:
@@ -194,9 +180,12 @@ class QuorumSet:
         await self._watches.forget(names)
 
     async def sweep(self) -> frozenset[str]:
-        """Forgets every watch that a crashed command left behind. Returns their names."""
+        """Forgets every watch that a crashed command left behind, and ends the exports of a crashed rejoin. Returns the
+        watches' names. Records of what copies miss stay."""
         left = await self._watches.present()
         await self._watches.forget(sorted(left))
+        await self.children.end_exports()
+        await self.missed.sweep_exports()
         return left
 
     async def kick(self) -> None:
@@ -214,7 +203,7 @@ class QuorumSet:
             watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
         block_graph: dict[str, Any] = await self._run("x-debug-query-block-graph")
         with understood("x-debug-query-block-graph"):
-            copies = _children(block_graph)
+            copies = tuple(children_of(block_graph))
         rewriting, threshold = settings.get("rewrite-corrupted"), settings.get("vote-threshold")
         return GraphState(
             copies=copies,
@@ -223,36 +212,10 @@ class QuorumSet:
             watches=frozenset(watches),
             rewriting=None if rewriting is None else bool(rewriting),
             threshold=None if threshold is None else int(threshold),
+            missed=tuple(records_of(nodes)),
         )
 
     # -- details
-
-    async def _open(self, copy: CopySpec, *, read_only: bool) -> None:
-        if (credentials := graph.tls_object(copy)) is not None:
-            await self._run("object-add", credentials)
-        await self._run("blockdev-add", graph.protocol_node(copy, read_only=read_only))
-        await self._run("blockdev-add", graph.format_node(copy, read_only=read_only))
-        if not read_only:
-            await self._claim(copy)
-        await self._run("block-export-add", graph.copy_export(copy.name))
-
-    async def _claim(self, copy: CopySpec) -> None:
-        """Takes, and gives back, the image lock that the quorum will take.
-
-        A raw image is locked only when the quorum is added, and QEMU's error then does not say which child it means.
-        A quorum of this one copy asks for the same rights; no I/O goes through it.
-        """
-        await self._run(
-            "blockdev-add",
-            {
-                "driver": "quorum",
-                "node-name": _CLAIM,
-                "vote-threshold": 1,
-                "rewrite-corrupted": True,
-                "children": [graph.copy_node(copy.name)],
-            },
-        )
-        await self._run("blockdev-del", {"node-name": _CLAIM})
 
     async def _lengths(self) -> dict[str, int]:
         nodes, tops = await self._nodes(), {graph.copy_node(name): name for name in self._spec.copy_names}
@@ -270,27 +233,8 @@ class QuorumSet:
     async def _export_ids(self) -> list[str]:
         return await export_ids(self.monitor, timeout_s=self._timeout_s)
 
-    async def _credentials(self) -> list[str]:
-        try:
-            objects = await self._run("qom-list", {"path": "/objects"})
-        except CommandError as error:
-            # 7.2 makes /objects with the first object-add.
-            if "not found" not in error.description:
-                raise
-            return []
-        return [name for name in names("qom-list", objects, "name") if name.startswith(graph.TLS_PREFIX)]
-
     async def _run(self, command: str, arguments: graph.QmpArguments | None = None) -> Any:
         return await self.monitor.execute(command, arguments, timeout_s=self._timeout_s)
-
-
-def _children(block_graph: dict[str, Any]) -> tuple[str, ...]:
-    """The quorum's children as copy names. QEMU's child names are not stable: they only give the order."""
-    names = {node["id"]: node["name"] for node in block_graph["nodes"] if node["type"] == "block-driver"}
-    edges = [edge for edge in block_graph["edges"] if names.get(edge["parent"]) == graph.QUORUM]
-    edges.sort(key=lambda edge: int(edge["name"].rpartition(".")[2]))
-    copies = [graph.copy_of_node(names[edge["child"]]) for edge in edges]
-    return tuple(name for name in copies if name is not None)
 
 
 def _settings(quorum: dict[str, Any] | None) -> dict[str, Any]:

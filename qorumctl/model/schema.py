@@ -18,6 +18,7 @@ from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
     AttachReport,
     CheckReport,
+    CopyResult,
     DoctorReport,
     ErrorReport,
     EventDocument,
@@ -38,6 +39,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "check": CheckReport,
     "doctor": DoctorReport,
     "result": Result,
+    "copy-result": CopyResult,
     "attach": AttachReport,
     "qmp": QmpReport,
     "demo": DemoReport,

@@ -41,6 +41,10 @@ class CopyStatus(Document):
     repaired: int
     missed_writes: bool = Field(False, description="a write or a flush of it failed: a scrub does not count its vote")
     note: str | None = None
+    away_since: str | None = Field(None, description="when it left the quorum, until it is back and proven current")
+    missed_bytes: int | None = Field(
+        None, description="written since it left, by the daemon's record; null: there is none, or it is not away"
+    )
 
 
 class RunningScrub(Document):
@@ -127,6 +131,26 @@ class Result(Document):
     state: SetState | None = None
     warnings: list[str] = Field(default_factory=list)
     recovery: int | None = Field(None, description="the run that scrubbed an unclean set before its volume went up")
+
+
+class CopyResult(Document):
+    """The answer of a command about one copy. Bytes: `copied` to it directly while it was outside the quorum; `healed`
+    once it was back; `verified`, read back or compared with the other copies."""
+
+    schema_: Literal["qorum.copy-result/1"] = Field("qorum.copy-result/1", alias="schema")
+    set: str
+    copy_: str = Field(alias="copy")
+    command: Literal["detach", "rejoin"]
+    changed: bool
+    full: bool = Field(False, description="all of it was compared: what it had missed was not on record")
+    reason: str | None = Field(None, description="why all of it was compared, or will have to be")
+    compared_bytes: int = 0
+    copied_bytes: int = 0
+    healed_bytes: int = 0
+    verified_bytes: int = 0
+    passes: int = 0
+    state: SetState | None = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class EventDocument(Document):

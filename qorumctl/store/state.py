@@ -17,7 +17,8 @@ from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import journal, reports, suspicions
+from qorumctl.store import absent, journal, reports, suspicions
+from qorumctl.store.absent import Absence
 from qorumctl.store.database import FILE_NAME, Database
 from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_row, worst
 from qorumctl.store.suspicions import Suspicion
@@ -306,6 +307,17 @@ class Store:
         self._database.check_whole()
         self.history(limit=1)
         self.suspicions()
+
+    def absences(self) -> dict[str, Absence]:
+        """Copy -> the mark that it is away."""
+        return absent.all_of(self._database)
+
+    def note_absence(self, absence: Absence) -> None:
+        """Sets or replaces the mark of one copy. On disk when this returns."""
+        absent.put(self._database, absence)
+
+    def forget_absence(self, copy: str) -> None:
+        absent.remove(self._database, copy)
 
     def meta(self, key: str) -> str | None:
         row = self._database.row("SELECT value FROM meta WHERE key = ?", (key,))

@@ -1,0 +1,62 @@
+"""Copies that a set is started without: who they are, that it is on record, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from qorumctl.controller import suspects
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.vetting import enough
+from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.errors import CopyError, CopyInUseError, CopySilentError
+from qorumctl.identity import Identity
+from qorumctl.model.spec import SetSpec
+from qorumctl.store.absent import Absence
+from qorumctl.store.records import now
+
+RECORD_LOST = "the record of what it missed was lost with the daemon"
+_LEFT_OUT = "the set was started without it"
+
+
+async def open_present(context: SetContext, quorum: QuorumSet, spec: SetSpec, absent: dict[str, str]) -> None:
+    """Opens the copies that are not in `absent`; one that cannot be opened is put there, with the reason. One that is
+    in use is no absent one: CopyInUseError; neither is one that the daemon still waits for: CopySilentError.
+    RefusedError where too few are left."""
+    for copy in spec.copies:
+        if copy.name in absent:
+            continue
+        try:
+            await quorum.children.open(copy, read_only=False)
+        except (CopyInUseError, CopySilentError):
+            raise
+        except CopyError as error:
+            absent[copy.name] = error.message
+            await quorum.children.close(copy.name)
+    with context.store(read_only=True) as store:
+        enough(spec, absent, suspects.missed(store, spec))
+
+
+def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Mapping[str, str]) -> None:
+    """On record as away, before the others get a write without them. No daemon has a record of what they miss."""
+    if not absent:
+        return
+    with context.store() as store:
+        marks = store.absences()
+        for name in spec.copy_names:
+            if name not in absent:
+                continue
+            sidecar = who.sidecars.get(name)
+            generation = None if sidecar is None else sidecar.reached
+            known = marks.get(name) or Absence(name, now(), _LEFT_OUT, True, False, generation=generation)
+            lost = RECORD_LOST if known.kept or known.cursor_bytes is not None else known.lost or _LEFT_OUT
+            store.note_absence(replace(known, left=True, kept=False, lost=lost, daemon=None, cursor_bytes=None))
+
+
+def left_out_words(spec: SetSpec, absent: Mapping[str, str]) -> list[str]:
+    """For each a warning: that it is not there, why, and what to do."""
+    return [
+        f"{absent[name]} {spec.name} runs without it; when it is back, run 'qorumctl copy rejoin {spec.name} {name}'."
+        for name in spec.copy_names
+        if name in absent
+    ]

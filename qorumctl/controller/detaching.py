@@ -1,0 +1,223 @@
+"""`copy detach`: takes a copy out of a running set, with a record of what it misses from then on.
+
+    the mark, on disk           from here on no start takes the copy for current
+    the others' sidecars        a generation without it: the same, should all local state be lost
+    the record is begun         drained: every earlier write has reached the copy
+    the copy is flushed         ... and is stored there: it may be switched off next
+    the mark says so            whether the record tells all that the copy lacks; it may leave now
+    it leaves                   drained; then its nodes are closed, so that its storage can be unmounted
+
+Killed anywhere, the same command goes on from where it was. Up to the last step the copy still gets every write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+from qorumctl import identity
+from qorumctl.controller import suspects
+from qorumctl.controller.absences import RECORD_LOST
+from qorumctl.controller.context import SetContext
+from qorumctl.copies.nbd import NbdCopy
+from qorumctl.copies.nbd_link import NbdLink
+from qorumctl.core.ranges import SECTOR_BYTES, Range
+from qorumctl.daemon.graph import copy_node
+from qorumctl.daemon.quorum_set import GraphState, QuorumSet
+from qorumctl.errors import CopyUnavailableError, DaemonGoneError, DaemonStalledError, RefusedError, UsageError
+from qorumctl.model.spec import FileSource, SetSpec
+from qorumctl.model.status import CopyResult
+from qorumctl.store import Store
+from qorumctl.store.absent import Absence
+from qorumctl.store.records import now
+
+DETACHED = "detached"
+_FORCED = "it was detached by force, with writes under way"
+_NOT_YET = "its detaching was not brought to its end"
+
+
+async def detach(context: SetContext, spec: SetSpec, name: str, *, force: bool) -> CopyResult:
+    """Under the set's lock; the set runs. With `force` also a copy that does not answer, as far as QEMU allows."""
+    check_known(spec, name)
+    try:
+        async with context.scrub_monitor() as monitor:
+            quorum = context.quorum(spec, monitor)
+            return await _detach(context, spec, quorum, name, force=force)
+    except DaemonStalledError as error:
+        raise _hung(context, spec, name) from error
+
+
+async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: str, *, force: bool) -> CopyResult:
+    state = await assembled(context, quorum)
+    with context.store() as store:
+        marks = store.absences()
+        mark = marks.get(name)
+        if name not in state.copies:
+            closed = not state.nodes & {copy_node(name), f"{copy_node(name)}-file"}
+            if mark is None or not mark.left:
+                # Somebody else took it out: nobody knows since when.
+                mark = replace(mark or _mark(name), left=True, kept=False, lost="it left the quorum unrecorded")
+                store.note_absence(mark)
+            await quorum.children.close(name)
+            return _result(spec, mark, changed=not closed)
+        _refuse_too_few(context, spec, state, store, name, marks)
+        if not force:
+            await asyncio.to_thread(_ask_for_a_sign_of_life, context, spec, name)
+        await quorum.sweep()
+        mark = mark or _mark(name)
+        # A copy that is half back keeps its record: nothing that stands in it is dropped before it is all proven.
+        mark = replace(mark, kept=mark.kept and mark.left)
+        store.note_absence(mark)
+        _leave_the_sidecars(spec, name, marks.keys() | {name})
+        mark = await _leave(context, spec, quorum, store, mark, force=force)
+    return _result(spec, mark, changed=True)
+
+
+async def _leave(
+    context: SetContext, spec: SetSpec, quorum: QuorumSet, store: Store, mark: Absence, *, force: bool
+) -> Absence:
+    name = mark.copy
+    if not any(record.recording for record in await quorum.missed.of(name)):
+        await quorum.missed.begin(name, drain=not force)
+    lost = _FORCED if force else await _why_lost(context, spec, store, name)
+    if mark.left and not mark.kept:
+        lost = lost or mark.lost
+    generation = None if force else _generation(spec, name)
+    mark = replace(mark, left=True, kept=not lost, lost=lost, daemon=context.pid(), generation=generation)
+    store.note_absence(mark)
+    await quorum.children.take_out(name)
+    await quorum.children.close(name)
+    return mark
+
+
+async def _why_lost(context: SetContext, spec: SetSpec, store: Store, name: str) -> str:
+    """Why a record that is begun now does not tell all that the copy lacks; nothing where it does."""
+    if not await asyncio.to_thread(flush, context, copy_node(name)):
+        return "it did not confirm its last flush"
+    if name in suspects.missed(store, spec):
+        return "it had missed a write before it left"
+    if context.uncompared(store):
+        return "it was not compared after an unclean stop before it left"
+    return ""
+
+
+def _leave_the_sidecars(spec: SetSpec, name: str, away: frozenset[str] | set[str]) -> None:
+    who = identity.judge(identity.read_all(spec, without=away), spec, identity.this_host().id)
+    host = identity.this_host()
+    generation = identity.prepare_start(spec, who, host, without=away)
+    identity.commit_start(spec, who, host, generation, without=away)
+
+
+def _generation(spec: SetSpec, name: str) -> int | None:
+    source = spec.copy_named(name).source
+    sidecar = identity.read(source.path) if isinstance(source, FileSource) else None
+    return None if sidecar is None else sidecar.reached
+
+
+def _mark(name: str) -> Absence:
+    return Absence(copy=name, since=now(), why=DETACHED, left=False, kept=False, lost=_NOT_YET)
+
+
+def _refuse_too_few(
+    context: SetContext, spec: SetSpec, state: GraphState, store: Store, name: str, marks: Mapping[str, Absence]
+) -> None:
+    missed = suspects.missed(store, spec)
+    unfit: dict[str, str] = {}
+    for copy in spec.copy_names:
+        if copy == name:
+            continue
+        if copy in marks or copy not in state.copies:
+            unfit[copy] = f"copy {copy} is away"
+        elif copy in missed:
+            unfit[copy] = f"copy {copy} has missed a write"
+    left = len(spec.copies) - 1 - len(unfit)
+    if left < spec.threshold:
+        why = f" ({', '.join(unfit.values())})" if unfit else ""
+        raise RefusedError(
+            f"Copy {name} cannot leave {spec.name}: {left} current copies would remain{why}, and {spec.threshold} are "
+            "needed.",
+            remedy=f"Nothing was changed. Bring another copy up to date first: see 'qorumctl status {spec.name}'."
+            if unfit
+            else "Nothing was changed.",
+            set_name=spec.name,
+            copy=name,
+        )
+
+
+def _ask_for_a_sign_of_life(context: SetContext, spec: SetSpec, leaving: str) -> None:
+    """Every drain waits for every copy. An error is an answer."""
+    try:
+        reader = NbdCopy(leaving, context.runtime.nbd_sock, copy_node(leaving), timeout_s=context.timeouts.monitor_s)
+        try:
+            reader.observe(Range(0, SECTOR_BYTES))
+        finally:
+            reader.close()
+    except CopyUnavailableError as error:
+        raise RefusedError(
+            f"Copy {leaving} of {spec.name} does not answer: {error.message}",
+            remedy=f"Nothing was changed. If it hangs, use --force: 'qorumctl copy detach {spec.name} {leaving} "
+            "--force'.",
+            set_name=spec.name,
+            copy=leaving,
+        ) from None
+
+
+def flush(context: SetContext, export: str) -> bool:
+    """Whether what is behind an export of the set has confirmed a flush."""
+    try:
+        link = NbdLink(context.runtime.nbd_sock, export, who="The set", timeout_s=context.timeouts.copy_s)
+    except CopyUnavailableError:
+        return False
+    try:
+        return link.flush()
+    except CopyUnavailableError:
+        return False
+    finally:
+        link.close()
+
+
+def check_known(spec: SetSpec, name: str) -> None:
+    if name not in spec.copy_names:
+        raise UsageError(
+            f"{spec.name} has no copy '{name}'.",
+            remedy=f"Its copies: {', '.join(spec.copy_names)}.",
+            set_name=spec.name,
+        )
+
+
+async def assembled(context: SetContext, quorum: QuorumSet) -> GraphState:
+    """What stands in the daemon. Raises DaemonGoneError for a set that does not serve its volume."""
+    state = await quorum.describe()
+    if not (state.assembled and state.volume_exported):
+        raise DaemonGoneError(
+            f"The volume of {context.name} is not exported: an earlier command did not finish.",
+            remedy=f"Run 'qorumctl start {context.name}'.",
+            set_name=context.name,
+        )
+    return state
+
+
+def _hung(context: SetContext, spec: SetSpec, name: str) -> DaemonStalledError:
+    with context.store(read_only=True) as store:
+        noted = name in store.absences()
+    label = spec.copy_named(name).source.label
+    what = "It is on record as away. " if noted else "Nothing was changed. "
+    return DaemonStalledError(
+        f"The daemon of {spec.name} waits for a copy that hangs, and could not take out copy {name} ({label}).",
+        remedy=f"{what}Kill the copy's own server, or force its file system off ('umount -f'): an error frees all. "
+        f"Then run 'qorumctl copy detach {spec.name} {name} --force' again.",
+        set_name=spec.name,
+        copy=name,
+    )
+
+
+def _result(spec: SetSpec, mark: Absence, *, changed: bool) -> CopyResult:
+    return CopyResult(
+        set=spec.name,
+        copy_=mark.copy,
+        command="detach",
+        changed=changed,
+        full=not mark.kept,
+        reason=None if mark.kept else mark.lost or RECORD_LOST,
+    )

@@ -1,0 +1,64 @@
+"""Which copies are away: out of the quorum, or about to leave it, or come back and not yet proven current.
+
+The mark is set, on disk, before anything else is done to a copy, and removed when everything else is done. A set of
+devices and NBD exports has no sidecars: there the mark alone keeps a copy that missed writes from being taken as one
+that has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+from qorumctl.store.database import Database
+
+_PREFIX = "away."
+
+
+@dataclass(frozen=True)
+class Absence:
+    """`since`: RFC 3339. `why`: words that fit behind "copy b: ".
+
+    `left`: it may have left the quorum; False: it was about to, and has every write still. `kept`: the daemon `daemon`
+    (its pid) has a record of all that the copy misses; if not, `lost` says why. `generation`: that of its sidecar when
+    it left; None: it had none, or nobody looked. `cursor_bytes`: how far a full comparison has come, whose record of
+    guests' writes the daemon has; None: none was begun. `serials`: marks that the comparison will settle, by key.
+    """
+
+    copy: str
+    since: str
+    why: str
+    left: bool
+    kept: bool
+    lost: str = ""
+    daemon: int | None = None
+    generation: int | None = None
+    cursor_bytes: int | None = None
+    serials: Mapping[str, int] = field(default_factory=dict)
+
+
+_KNOWN = frozenset(f.name for f in fields(Absence))
+
+
+def all_of(database: Database) -> dict[str, Absence]:
+    rows = database.rows(
+        "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(_PREFIX), _PREFIX)
+    )
+    marks = (json.loads(row["value"]) for row in rows)
+    # What another version has added is left out: a mark that cannot be read would be a stale copy that votes.
+    found = (Absence(**{key: value for key, value in mark.items() if key in _KNOWN}) for mark in marks)
+    return {absence.copy: absence for absence in found}
+
+
+def put(database: Database, absence: Absence) -> None:
+    with database.write() as connection:
+        connection.execute(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (f"{_PREFIX}{absence.copy}", json.dumps(asdict(absence))),
+        )
+
+
+def remove(database: Database, copy: str) -> None:
+    with database.write() as connection:
+        connection.execute("DELETE FROM meta WHERE key = ?", (f"{_PREFIX}{copy}",))

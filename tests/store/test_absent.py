@@ -1,0 +1,34 @@
+"""Marks of copies that are away: they outlive every process, and are read whatever version wrote them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from qorumctl.store import Store
+from qorumctl.store.absent import Absence
+
+AWAY = Absence(copy="b", since="2026-11-23T06:00:00.000Z", why="detached", left=False, kept=False, lost="not yet")
+
+
+def test_a_mark_is_there_for_the_next_process_until_it_is_forgotten(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "web01") as store:
+        store.note_absence(AWAY)
+        store.note_absence(replace(AWAY, copy="e", serials={"suspect.e.missed": 3}))
+        store.note_absence(replace(AWAY, left=True, kept=True, daemon=7, generation=2, cursor_bytes=0))
+    with Store.open(tmp_path / "web01") as store:
+        assert store.absences() == {
+            "b": replace(AWAY, left=True, kept=True, daemon=7, generation=2, cursor_bytes=0),
+            "e": replace(AWAY, copy="e", serials={"suspect.e.missed": 3}),
+        }
+        store.forget_absence("b")
+        assert list(store.absences()) == ["e"]
+
+
+def test_a_mark_of_a_newer_version_is_still_a_mark(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "web01") as store:
+        store.note_absence(AWAY)
+        mark = json.loads(store.meta("away.b") or "")
+        store.set_meta("away.b", json.dumps(mark | {"replaced_by": "d"}))
+        assert store.absences() == {"b": AWAY}
