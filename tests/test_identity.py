@@ -264,7 +264,9 @@ def futures(world: World, *, admits: bool, killed_anywhere: bool = True) -> Iter
                 patch.setattr(
                     identity,
                     "read_all",
-                    lambda _, w=after, p=present: {n: w.sidecars[n] if n in p else None for n in EVERY},
+                    lambda _, without=frozenset(), w=after, p=present: {
+                        n: w.sidecars[n] if n in p else None for n in EVERY
+                    },
                 )
                 try:
                     for _ in life(after, present, admits=admits):

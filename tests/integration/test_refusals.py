@@ -289,7 +289,8 @@ START_REFUSALS: dict[str, tuple[Callable[[LiveSet], object], str]] = {
     "a missing image": (
         lambda live: live.image("b").rename(live.images_dir / "away"),
         "The image of copy b, {images}/b.img, does not exist. "
-        "Mount what it lives on, or bring it back. Nothing was changed.",
+        "Mount what it lives on, or bring it back; or start without it: 'qorumctl start web01 --degraded'. "
+        "Nothing was changed.",
     ),
     "a shorter copy": (
         lambda live: os.truncate(live.image("c"), 3 * MIB),
@@ -323,8 +324,8 @@ START_REFUSALS: dict[str, tuple[Callable[[LiveSet], object], str]] = {
     "a lost identity": (
         lambda live: (started_once(live), identity.sidecar_path(live.image("b")).unlink()),
         "Copy b ({images}/b.img) has lost its identity file: nobody can tell whether it has every write. "
-        "Put the image and the .qorum file that belong together back in place; or copy {images}/a.img over "
-        'copy b\'s image and its .qorum file, and change "copy" in the latter to "b".',
+        "Put the image and the .qorum file that belong together back in place; or run "
+        "'qorumctl start web01 --degraded', then 'qorumctl copy rejoin web01 b --full'.",
     ),
     "exchanged copies": (
         lambda live: exchange(live.image("a"), live.image("b")),
@@ -339,8 +340,8 @@ START_REFUSALS: dict[str, tuple[Callable[[LiveSet], object], str]] = {
     "a copy from an older generation": (
         lambda live: (keep_sidecar(live, "b"), started_once(live), restore_sidecar(live, "b")),
         "Copy b ({images}/b.img) has missed writes (generation 0, the others 1); its votes would be wrong. "
-        "Put the image and the .qorum file that belong together back in place; or copy {images}/a.img over "
-        'copy b\'s image and its .qorum file, and change "copy" in the latter to "b".',
+        "Put the image and the .qorum file that belong together back in place; or run "
+        "'qorumctl start web01 --degraded', then 'qorumctl copy rejoin web01 b'.",
     ),
     "an owner on another host": (
         lambda live: [rewrite_sidecar(live, c, clean=False, host="nas2", host_id="f" * 32) for c in "abc"],

@@ -270,7 +270,8 @@ async def test_restart_is_refused_before_the_stop_where_the_start_would_be(live_
         live,
         live.sets.restart(NAME),
         "The image of copy c, {images}/missing.img, does not exist. "
-        "Mount what it lives on, or bring it back. Nothing was changed.",
+        "Mount what it lives on, or bring it back; or start without it: 'qorumctl start web01 --degraded'. "
+        "Nothing was changed.",
     )
     assert (await status_of(live.sets)).state == "healthy"
 

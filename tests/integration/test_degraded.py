@@ -1,0 +1,163 @@
+"""`start --degraded`: a set whose copy is gone serves on, and the copy never counts until it was rejoined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qorumctl import identity
+from qorumctl.errors import QorumError, RefusedError
+from tests.integration.absence import AT, NEW, as_if_nothing_had_been, cut, lose_the_daemon, standing, write
+from tests.integration.harness import NAME, LiveSet
+from tests.integration.picture import nothing_changes, status_of
+from tests.live import MIB, NbdServer
+
+pytestmark = pytest.mark.live
+LiveSets = Callable[..., LiveSet]
+Nbdkit = Callable[..., NbdServer]
+SIZE = 4 * MIB
+
+
+async def test_a_set_whose_image_is_gone_starts_without_it_and_takes_it_back(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await live.create()
+    await live.start()
+    shadow = live.fill()
+    await live.sets.stop(NAME)
+    for path in (live.image("b"), identity.sidecar_path(live.image("b"))):
+        path.rename(f"{path}.away")
+    with pytest.raises(RefusedError, match="does not exist"):
+        await live.start()
+    done = await live.sets.start(NAME, degraded=True)
+    assert done.warnings == [
+        f"The image of copy b, {live.image('b')}, does not exist. web01 runs without it; when it is back, run "
+        "'qorumctl copy rejoin web01 b'."
+    ]
+    write(live, shadow)
+    await live.sets.stop(NAME)
+    for path in (live.image("b"), identity.sidecar_path(live.image("b"))):
+        Path(f"{path}.away").rename(path)
+    with nothing_changes(live), pytest.raises(RefusedError, match=r"Copy b is away since .* copy rejoin web01 b"):
+        await live.start()
+    with nothing_changes(live), pytest.raises(RefusedError, match="Copy b is away since"):
+        await live.sets.scrub(NAME, _report())
+    await live.sets.start(NAME, degraded=True)
+    with pytest.raises(RefusedError, match="Copy b is away since"):
+        await live.sets.restart(NAME)
+    assert (await live.sets.restart(NAME, degraded=True)).changed
+    result = await live.sets.rejoin(NAME, "b")
+    assert (result.full, result.copied_bytes) == (True, len(NEW))
+    assert as_if_nothing_had_been(await standing(live))
+    assert (await live.sets.restart(NAME)).state == "healthy"
+    assert live.equal_to(shadow) == {"a": True, "b": True, "c": True}
+
+
+def _report() -> object:
+    from qorumctl.controller.options import ScrubOptions
+
+    return ScrubOptions(mode="report")
+
+
+async def test_a_stale_copy_is_left_out_though_local_state_was_lost(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await live.create()
+    await live.start()
+    shadow = live.fill()
+    await live.sets.detach(NAME, "b")
+    write(live, shadow)
+    lose_the_daemon(live)
+    for path in live.directories.state_dir(NAME).glob("state.db*"):
+        path.unlink()
+    with pytest.raises(RefusedError, match=r"Copy b .* has missed writes"):
+        await live.start()
+    await live.sets.start(NAME, degraded=True)
+    assert set((await standing(live)).copies) == {"a", "c"}
+    # With b's vote, a reader would get what was there before.
+    live.poke("c", AT, live.contents("b")[AT : AT + 512])
+    link = live.link("heal")
+    assert link.read(_at()) is None
+    link.close()
+    write(live, shadow)
+    assert (await live.sets.rejoin(NAME, "b")).full
+    assert live.equal_to(shadow) == {"a": True, "b": True, "c": True}
+
+
+def _at() -> object:
+    from qorumctl.core.ranges import Range
+
+    return Range(AT, 512)
+
+
+async def test_copies_behind_nbd_have_no_sidecar_and_are_refused_all_the_same(
+    live_set: LiveSets, nbdkit: Nbdkit
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    servers = [nbdkit("file", path) for path in paths]
+    await live.create(sources=[server.uri for server in servers], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    shadow = live.fill()
+    await live.sets.detach(NAME, "b")
+    write(live, shadow)
+    lose_the_daemon(live)
+    with pytest.raises(RefusedError, match="Copy b is away since"):
+        await live.start()
+    await live.sets.start(NAME, degraded=True)
+    assert set((await standing(live)).copies) == {"a", "c"}
+    await live.sets.stop(NAME)
+    servers[1].end()
+    await live.sets.start(NAME, degraded=True)
+    await live.sets.stop(NAME)
+    servers[2].end()
+    with pytest.raises(RefusedError, match="1 of 3 copies of web01 can be used, and 2 are needed"):
+        await live.sets.start(NAME, degraded=True)
+
+
+async def test_an_nbd_copy_that_cannot_be_reached_is_left_out(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = nbdkit("file", paths[1])
+    await live.create(sources=[paths[0], server.uri, paths[2]], size_bytes=None)
+    server.end()
+    with pytest.raises(QorumError, match=r"Copy b .* cannot be reached"):
+        await live.start()
+    done = await live.sets.start(NAME, degraded=True)
+    assert "Copy b" in done.warnings[0]
+    state = await standing(live)
+    assert (set(state.copies), "copy-b-file" in state.nodes) == ({"a", "c"}, False)
+    assert (await status_of(live.sets)).state == "degraded"
+
+
+async def test_what_belongs_elsewhere_is_no_absent_copy(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await live.create()
+    sidecar = identity.read(live.image("b"))
+    assert sidecar is not None
+    identity.write(live.image("b"), sidecar.model_copy(update={"copy_": "c"}))
+    with nothing_changes(live), pytest.raises(RefusedError, match="is that of copy 'c'"):
+        await live.sets.start(NAME, degraded=True)
+
+
+async def test_a_degraded_start_that_was_killed_is_repeated(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await live.create()
+    await live.start()
+    shadow = live.fill()
+    await live.sets.stop(NAME)
+    for turn, step in enumerate((3, 12, 24, 33)):
+        away = live.image("b").rename(f"{live.image('b')}.away")
+        cut(live, step, "start", NAME, "--degraded")
+        await live.sets.start(NAME, degraded=True)
+        write(live, shadow, at=turn * 4096)
+        away.rename(live.image("b"))
+        await live.sets.rejoin(NAME, "b")
+        assert as_if_nothing_had_been(await standing(live))
+        await live.sets.stop(NAME)
+        assert live.equal_to(shadow) == {"a": True, "b": True, "c": True}
