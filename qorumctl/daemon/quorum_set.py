@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qorumctl.daemon import graph
-from qorumctl.daemon.children import Children, check_length
+from qorumctl.daemon.children import Children, check_length, children_of
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import delete_export, export_ids, wait_exports_gone
 from qorumctl.daemon.missed import Missed, Record, records_of
