@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from qorumctl.controller import suspects
+from qorumctl.controller import record, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.vetting import enough
 from qorumctl.daemon.quorum_set import QuorumSet
@@ -16,6 +16,7 @@ from qorumctl.store.absent import Absence
 from qorumctl.store.records import now
 
 RECORD_LOST = "the record of what it missed was lost with the daemon"
+_UNRECORDED = "nothing is on record of its leaving"
 _LEFT_OUT = "the set was started without it"
 
 
@@ -34,7 +35,17 @@ async def open_present(context: SetContext, quorum: QuorumSet, spec: SetSpec, ab
             absent[copy.name] = error.message
             await quorum.children.close(copy.name)
     with context.store(read_only=True) as store:
-        enough(spec, absent, suspects.missed(store, spec))
+        # After a record was lost nobody is counted anyway: the copies are compared before guests come in.
+        enough(spec, absent, frozenset() if record.in_doubt(store) else suspects.missed(store, spec))
+
+
+def note_unmarked(context: SetContext, names: Iterable[str]) -> None:
+    """Copies that are not in the quorum though nothing is on record: the record was lost, or somebody took them out."""
+    with context.store() as store:
+        marks = store.absences()
+        for name in names:
+            if name not in marks:
+                store.note_absence(Absence(name, now(), "not in the quorum", True, False, lost=_UNRECORDED))
 
 
 def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Mapping[str, str]) -> None:
@@ -51,6 +62,8 @@ def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Map
             known = marks.get(name) or Absence(name, now(), _LEFT_OUT, True, False, generation=generation)
             lost = RECORD_LOST if known.kept or known.cursor_bytes is not None else known.lost or _LEFT_OUT
             store.note_absence(replace(known, left=True, kept=False, lost=lost, daemon=None, cursor_bytes=None))
+        # All of it is compared before it is back: that settles whatever else was on record of it.
+        store.clear_suspicions({s.key: s.serial for s in store.suspicions() if s.copy in absent})
 
 
 def left_out_words(spec: SetSpec, absent: Mapping[str, str]) -> list[str]:

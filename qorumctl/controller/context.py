@@ -17,7 +17,7 @@ from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor, suspended
 from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import DaemonError, DaemonGoneError, DaemonStalledError, LockedError, StoreError
+from qorumctl.errors import DaemonError, DaemonGoneError, DaemonStalledError, DamagedStateError, LockedError, StoreError
 from qorumctl.files import open_private, reason
 from qorumctl.model.spec import SetSpec
 from qorumctl.paths import Directories, check_ours
@@ -88,11 +88,14 @@ class SetContext:
         store.set_meta(_RUNNING_DEFINITION, None if spec is None else spec.model_dump_json())
 
     def absences(self) -> dict[str, Absence]:
-        """Copy -> the mark that it is away."""
+        """Copy -> the mark that it is away. A record that is damaged has none: see controller/record.py."""
         if not self.state_dir.is_dir():
             return {}
-        with self.store(read_only=True) as store:
-            return store.absences()
+        try:
+            with self.store(read_only=True) as store:
+                return store.absences()
+        except DamagedStateError:
+            return {}
 
     def uncompared(self, store: Store) -> bool:
         """Whether an unclean stop is on record, after which nothing has compared the copies from end to end."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from qorumctl import definitions
 from qorumctl.controller import (
+    absences,
     creation,
     deletion,
     detaching,
@@ -240,13 +241,14 @@ class QuorumSets:
                 await quorum.sweep()
                 state = await quorum.describe()
                 away = frozenset(spec.copy_names).difference(state.copies)
-                if not state.assembled or not away <= context.absences().keys():
+                if not state.assembled:
                     raise DaemonGoneError(
                         f"The daemon of {name} is not assembled: an earlier command did not finish.",
                         remedy=f"Run 'qorumctl start {name}'.",
                         set_name=name,
                     )
                 _tell(record.secure(context, spec, None))
+                absences.note_unmarked(context, away)
                 with context.store() as store:
                     cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
                 job = scrubbing.ScrubJob(spec, mode, options, quorum, cause, away=away)
@@ -317,7 +319,9 @@ class QuorumSets:
         """Takes a copy out of a running set. `force`: one that hangs, as far as QEMU allows."""
         context = self._defined(name)
         with context.lock("copy detach"):
-            result = await detaching.detach(context, self._running(context), copy, force=force)
+            spec = self._running(context)
+            _tell(record.secure(context, spec, None))
+            result = await detaching.detach(context, spec, copy, force=force)
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
     async def rejoin(
@@ -332,9 +336,11 @@ class QuorumSets:
         """Brings a copy that is away up to date and back. `full`: compares all of it, whatever is on record."""
         context = self._defined(name)
         with context.lock("copy rejoin"):
+            spec = self._running(context)
+            _tell(record.secure(context, spec, None))
             result = await rejoining.rejoin(
                 context,
-                self._running(context),
+                spec,
                 copy,
                 full=full,
                 observer=observer or Silent(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ from qorumctl import identity, image_use, images
 from qorumctl.controller import suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.daemon import process
-from qorumctl.errors import RefusedError
+from qorumctl.errors import DamagedStateError, RefusedError
 from qorumctl.identity import Identity
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec
 from qorumctl.store.absent import Absence
@@ -118,7 +119,7 @@ def vet_degraded(context: SetContext, spec: SetSpec, *, takeover: bool, silent: 
     for name in spec.copy_names:
         if name in who.stale and name not in absent:
             absent[name] = _stale_words(spec, who, name)
-    with context.store(read_only=True) as store:
+    with suppress(DamagedStateError), context.store(read_only=True) as store:
         enough(spec, absent, suspects.missed(store, spec))
     return Presence(who, absent, unread)
 

@@ -45,10 +45,18 @@ def all_of(database: Database) -> dict[str, Absence]:
     rows = database.rows(
         "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(_PREFIX), _PREFIX)
     )
-    marks = (json.loads(row["value"]) for row in rows)
-    # What another version has added is left out: a mark that cannot be read would be a stale copy that votes.
-    found = (Absence(**{key: value for key, value in mark.items() if key in _KNOWN}) for mark in marks)
+    found = (_read(str(row["key"]).removeprefix(_PREFIX), str(row["value"])) for row in rows)
     return {absence.copy: absence for absence in found}
+
+
+def _read(copy: str, value: str) -> Absence:
+    """What another version has added is left out. A mark that makes no sense is one all the same: without it a stale
+    copy would vote."""
+    try:
+        mark = json.loads(value)
+        return Absence(**({key: value for key, value in mark.items() if key in _KNOWN} | {"copy": copy}))
+    except (ValueError, TypeError, AttributeError):
+        return Absence(copy, "", "away", left=True, kept=False, lost="the mark of it is damaged")
 
 
 def put(database: Database, absence: Absence) -> None:

@@ -32,3 +32,12 @@ def test_a_mark_of_a_newer_version_is_still_a_mark(tmp_path: Path) -> None:
         mark = json.loads(store.meta("away.b") or "")
         store.set_meta("away.b", json.dumps(mark | {"replaced_by": "d"}))
         assert store.absences() == {"b": AWAY}
+
+
+def test_a_mark_that_makes_no_sense_is_still_a_mark(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "web01") as store:
+        for n, value in enumerate(("", "7", "{}", '{"copy": "c", "since": 3}')):
+            store.set_meta(f"away.c{n}", value)
+        marks = store.absences()
+    assert list(marks) == ["c0", "c1", "c2", "c3"]
+    assert not any(mark.kept for mark in marks.values())
