@@ -299,7 +299,7 @@ def qemu_lines(report: AttachReport) -> list[str]:
 
 def copy_result(done: CopyResult) -> list[RenderableType]:
     """After `copy detach` and `copy rejoin`: what was done, and what comes next."""
-    who = f"copy {done.copy_} of {done.set}"
+    who = f"Copy {done.copy_} of {done.set}"
     back = f"'qorumctl copy rejoin {done.set} {done.copy_}'"
     if done.command == "detach":
         text = f"{who} is detached." if done.changed else f"{who} is detached already: nothing was changed."
