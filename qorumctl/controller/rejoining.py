@@ -14,29 +14,27 @@ lacks writes must not vote.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 from qorumctl import identity
-from qorumctl.controller import detaching, suspects, vetting, watcher
+from qorumctl.controller import detaching, suspects, watcher
 from qorumctl.controller.absences import RECORD_LOST
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart, StopReason
+from qorumctl.controller.observer import Observer, ScrubControl, StopReason
 from qorumctl.controller.resync import Resync
+from qorumctl.controller.returning import Teller
 from qorumctl.controller.settling import Settlement, settle
+from qorumctl.controller.vet_return import vet_return
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.copies.nbd_link import ALLOCATION, NbdLink
-from qorumctl.core.progress import Progress
 from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, intersect, total_bytes
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import CopyError, DaemonStalledError, QorumError, RefusedError
-from qorumctl.model.spec import FileSource, SetSpec
+from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import CopyResult
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Watch
@@ -51,12 +49,7 @@ _LITTLE_BYTES = MIB
 _SHRINKS = 0.75
 _TURNS = 5
 """Where nothing may be rewritten, a copy that came back lacking something leaves again: this often."""
-_TELL_EVERY_S = 0.1
 _MOST_NAMED = 3
-
-
-class Interrupted(QorumError):
-    code = "interrupted"
 
 
 async def rejoin(
@@ -106,7 +99,7 @@ def _run(
     fence = LiveFence(quorum, loop, socket, context.timeouts, spec.size, hang_up, sign_of_life)
     try:
         with context.store() as store:
-            teller = _Teller(spec, name, observer, control)
+            teller = Teller(spec, name, observer, control)
             return _Rejoin(context, spec, quorum, name, full, store, fence, readers, teller).run()
     finally:
         fence.close()
@@ -123,7 +116,7 @@ class _Rejoin:
         store: Store,
         fence: LiveFence,
         readers: list[NbdCopy],
-        teller: _Teller,
+        teller: Teller,
     ) -> None:
         self._context = context
         self._spec = spec
@@ -168,7 +161,7 @@ class _Rejoin:
     def _open(self) -> None:
         """The image is looked at, and its nodes opened; whatever a killed command left of them is closed first."""
         self._fence.run(self._quorum.children.close(self._name))
-        generation = self._vet()
+        generation = vet_return(self._context, self._spec, self._copy, self._store, full=self._asked_for_all)
         try:
             self._fence.run(self._quorum.children.open(self._copy, read_only=False, exported=False))
             self._fence.run(self._quorum.children.check_length(self._copy))
@@ -181,42 +174,6 @@ class _Rejoin:
         # A daemon that hangs would make this wait, too; the next command closes what is left.
         with suppress(QorumError):
             self._fence.run(self._quorum.children.close(self._name))
-
-    def _vet(self) -> int | None:
-        """Every refusal that needs no daemon. Returns the generation of its sidecar; None: it has, or needs, none."""
-        spec, source = self._spec, self._copy.source
-        vetting.look_at_copy(spec, self._copy)
-        there = [copy for copy in spec.copies if copy.name == self._name or copy.name not in self._store.absences()]
-        vetting.distinct(self._context, there)
-        if not isinstance(source, FileSource):
-            return None
-        sidecar = identity.read(source.path)
-        host = identity.this_host()
-        others = identity.judge(identity.read_all(spec, without=self._away() | {self._name}), spec, host.id)
-        if sidecar is None:
-            if not self._asked_for_all:
-                raise RefusedError(
-                    f"Copy {self._name} ({source.path}) has lost its identity file: nobody can tell whether it is the "
-                    "image that left.",
-                    remedy="Nothing was changed. If you know that it is, or that nothing in it is needed, say --full: "
-                    "all that differs in it is then overwritten.",
-                    set_name=spec.name,
-                    copy=self._name,
-                    path=source.path,
-                )
-            return identity.found_stale(spec, self._name, host).reached
-        identity.judge({self._name: sidecar}, spec, host.id)
-        known = [s for s in others.sidecars.values() if s is not None]
-        if known and sidecar.generation > others.generation:
-            raise RefusedError(
-                f"Copy {self._name} ({source.path}) is of a newer generation ({sidecar.generation}) than the copies "
-                f"that run ({others.generation}): it may hold writes that they lack.",
-                remedy="Nothing was changed. Find out where it was used since.",
-                set_name=spec.name,
-                copy=self._name,
-                path=source.path,
-            )
-        return sidecar.reached
 
     def _away(self) -> frozenset[str]:
         return frozenset(self._store.absences()) - {self._name}
@@ -487,56 +444,6 @@ class _Rejoin:
     def _count(self, **figures: int) -> None:
         before = self._result.model_dump()
         self._result = self._result.model_copy(update={key: before[key] + n for key, n in figures.items()})
-
-
-class _Teller:
-    """Tells the observer how far it is, and asks the control whether to go on."""
-
-    def __init__(self, spec: SetSpec, name: str, observer: Observer, control: ScrubControl) -> None:
-        self._spec = spec
-        self._name = name
-        self._observer = observer
-        self._control = control
-        self._progress = Progress(1)
-        self._told_at_s = 0.0
-        self._stoppable = True
-
-    def begin(self, work: str, size_bytes: int, at_bytes: int, *, stoppable: bool = True) -> None:
-        self._stoppable = stoppable
-        self._progress = Progress(size_bytes, at_bytes)
-        words = f"copy {self._name}, {work}"
-        start = ScrubStart(self._spec.name, 0, "rejoin", size_bytes, at_bytes or None, recovery=False, work=words)
-        self._observer.started(start)
-
-    def moved(self, position_bytes: int) -> None:
-        now_s = time.monotonic()
-        progress = self._progress
-        progress.advance(position_bytes, now_s)
-        if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == progress.size_bytes:
-            self._told_at_s = now_s
-            self._observer.moved(
-                ScrubPosition(
-                    position_bytes,
-                    progress.size_bytes,
-                    position_bytes,
-                    progress.rate_bytes_per_s,
-                    progress.eta_s,
-                    None,
-                )
-            )
-
-    def pause(self) -> None:
-        """With nothing of ours outstanding. Raises Interrupted."""
-        if self._control.suspend_requested:
-            self._control.resumed()
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if self._stoppable and self._control.reason is not None:
-            raise Interrupted(
-                f"Interrupted: copy {self._name} of {self._spec.name} is still away.",
-                remedy="The same command goes on where it was.",
-                set_name=self._spec.name,
-                copy=self._name,
-            )
 
 
 def _places(ranges: Sequence[Range]) -> str:
