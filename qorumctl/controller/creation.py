@@ -16,9 +16,9 @@ from qorumctl.controller import interrupted, record
 from qorumctl.controller.comparison import compare
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deletion import forget_history
-from qorumctl.controller.lifecycle import end_leftover, is_up, prepare_directories, rolled_back
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import CreateOptions
+from qorumctl.controller.serving import end_leftover, is_up, prepare_directories, rolled_back
 from qorumctl.core.vote import strict_majority
 from qorumctl.daemon.formatting import format_image
 from qorumctl.errors import RefusedError, UsageError

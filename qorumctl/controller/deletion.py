@@ -9,7 +9,7 @@ from pathlib import Path
 from qorumctl import identity, image_use
 from qorumctl.controller import interrupted, watcher
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.lifecycle import end_leftover
+from qorumctl.controller.serving import end_leftover
 from qorumctl.controller.vetting import foreign
 from qorumctl.errors import QorumError, RefusedError, StoreError
 from qorumctl.files import reason, sync_directory, temporary_of

@@ -11,7 +11,7 @@ from qorumctl.controller import record, watcher
 from qorumctl.controller.absences import RECORD_LOST
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.lifecycle import definition_differs
+from qorumctl.controller.serving import definition_differs
 from qorumctl.controller.vetting import Look, looks
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import FindingVerdict

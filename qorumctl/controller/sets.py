@@ -15,10 +15,12 @@ from qorumctl.controller import (
     detaching,
     inspection,
     interrupted,
-    lifecycle,
     record,
     rejoining,
     scrubbing,
+    serving,
+    starting,
+    stopping,
     vetting,
     watching,
 )
@@ -100,12 +102,12 @@ class QuorumSets:
             lock = context.lock("start")
         except LockedError:
             # A scrub holds the lock for hours, and says nothing about whether guests are served.
-            if not await lifecycle.is_up(context):
+            if not await serving.is_up(context):
                 raise
-            result = await lifecycle.already_up(context)
+            result = await starting.already_up(context)
         else:
             with lock:
-                result = await lifecycle.start(
+                result = await starting.start(
                     context,
                     now=now,
                     takeover=takeover,
@@ -121,7 +123,7 @@ class QuorumSets:
         if context.pid() is None:
             context.spec()
         with context.lock("stop"):
-            return await lifecycle.stop(context, force=force)
+            return await stopping.stop(context, force=force)
 
     async def restart(
         self,
@@ -138,8 +140,8 @@ class QuorumSets:
         context = self._defined(name)
         with context.lock("restart"):
             vetting.vet_restart(context, context.spec(), takeover=takeover, degraded=degraded)
-            stopped = await lifecycle.stop(context, force=force)
-            started = await lifecycle.start(
+            stopped = await stopping.stop(context, force=force)
+            started = await starting.start(
                 context,
                 now=now,
                 takeover=takeover,
@@ -228,7 +230,7 @@ class QuorumSets:
             raise UsageError("Reading through shared memory is not available.", remedy="Use --transport nbd, or auto.")
         with context.lock("scrub"):
             running = context.pid() is not None
-            spec = lifecycle.spec_in_force(context) if running else context.spec()
+            spec = serving.spec_in_force(context) if running else context.spec()
             # What the daemon was built from stays in force until a restart; the rate is ours, and may be edited.
             spec = spec.model_copy(update={"scrub": context.spec().scrub})
             _check_options(spec, options, running=running)
@@ -269,13 +271,13 @@ class QuorumSets:
         with context.store() as store:
             unclean = who.unclean or context.uncompared(store) or context.died(store)
         job = scrubbing.ScrubJob(spec, "report", options, None, Cause.UNCLEAN_SHUTDOWN if unclean else None)
-        lifecycle.prepare_directories(context)
-        async with lifecycle.rolled_back(context) as monitor:
+        serving.prepare_directories(context)
+        async with serving.rolled_back(context) as monitor:
             quorum = context.quorum(spec, monitor)
             await quorum.open_copies(read_only=True)
             await quorum.check_lengths()
             report = await scrubbing.run(context, job, observer, control)
-        await lifecycle.end_leftover(context)
+        await serving.end_leftover(context)
         return report
 
     async def pause(self, name: str) -> ScrubReport:
@@ -353,7 +355,7 @@ class QuorumSets:
             raise DaemonGoneError(
                 f"{context.name} is not running.", remedy=f"Run 'qorumctl start {context.name}'.", set_name=context.name
             )
-        return lifecycle.spec_in_force(context)
+        return serving.spec_in_force(context)
 
     # -- the expert's door
 
