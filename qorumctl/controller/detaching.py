@@ -34,6 +34,7 @@ from qorumctl.store.records import now
 
 DETACHED = "detached"
 _FORCED = "it was detached by force, with writes under way"
+_SILENT, _UNREADABLE = "does not answer", "cannot be read"
 _NOT_YET = "its detaching was not brought to its end"
 
 
@@ -61,7 +62,12 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
                 store.note_absence(mark)
             await quorum.children.close(name)
             return _result(spec, mark, changed=not closed)
-        _refuse_too_few(context, spec, state, store, name, marks)
+        for copy in state.copies:
+            # Killed between the end of its export and its leaving, or as it came back.
+            await quorum.children.export(copy)
+        unfit = await asyncio.to_thread(_unfit, context, spec, state, store, name, marks)
+        _refuse_too_few(spec, name, unfit)
+        _refuse_silent(spec, name, unfit)
         if not force:
             await asyncio.to_thread(_ask_for_a_sign_of_life, context, spec, name)
         await quorum.sweep()
@@ -119,18 +125,40 @@ def _mark(name: str) -> Absence:
     return Absence(copy=name, since=now(), why=DETACHED, left=False, kept=False, lost=_NOT_YET)
 
 
-def _refuse_too_few(
+def _unfit(
     context: SetContext, spec: SetSpec, state: GraphState, store: Store, name: str, marks: Mapping[str, Absence]
-) -> None:
+) -> dict[str, str]:
+    """Which of the other copies cannot be relied on once this one has left, each with words that say why. One that died
+    without a guest's having written since is on no record: so each is asked."""
     missed = suspects.missed(store, spec)
-    unfit: dict[str, str] = {}
+    found: dict[str, str] = {}
     for copy in spec.copy_names:
         if copy == name:
             continue
         if copy in marks or copy not in state.copies:
-            unfit[copy] = f"copy {copy} is away"
+            found[copy] = f"copy {copy} is away"
         elif copy in missed:
-            unfit[copy] = f"copy {copy} has missed a write"
+            found[copy] = f"copy {copy} has missed a write"
+        elif ails := _ails(context, spec, copy):
+            found[copy] = f"copy {copy} {ails}"
+    return found
+
+
+def _ails(context: SetContext, spec: SetSpec, copy: str) -> str | None:
+    """A bad sector alone is nothing: `status` looks at the same three."""
+    try:
+        reader = NbdCopy(copy, context.runtime.nbd_sock, copy_node(copy), timeout_s=context.timeouts.monitor_s)
+        try:
+            last = spec.size // SECTOR_BYTES - 1
+            probes = [Range(sector * SECTOR_BYTES, SECTOR_BYTES) for sector in (0, last // 2, last)]
+            return _UNREADABLE if all(reader.observe(probe).unreadable for probe in probes) else None
+        finally:
+            reader.close()
+    except CopyUnavailableError:
+        return _SILENT
+
+
+def _refuse_too_few(spec: SetSpec, name: str, unfit: Mapping[str, str]) -> None:
     left = len(spec.copies) - 1 - len(unfit)
     if left < spec.threshold:
         why = f" ({', '.join(unfit.values())})" if unfit else ""
@@ -143,6 +171,18 @@ def _refuse_too_few(
             set_name=spec.name,
             copy=name,
         )
+
+
+def _refuse_silent(spec: SetSpec, name: str, unfit: Mapping[str, str]) -> None:
+    """QEMU takes a copy out only when every other has answered; until then guests would wait, too."""
+    for copy, why in unfit.items():
+        if why.endswith(_SILENT):
+            raise RefusedError(
+                f"Copy {copy} of {spec.name} does not answer: while it hangs, copy {name} cannot be taken out.",
+                remedy=f"Nothing was changed. Look at the storage of copy {copy}, or kill its own server.",
+                set_name=spec.name,
+                copy=copy,
+            )
 
 
 def _ask_for_a_sign_of_life(context: SetContext, spec: SetSpec, leaving: str) -> None:

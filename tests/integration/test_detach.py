@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from qorumctl.controller.options import Timeouts
+from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import DaemonGoneError, DaemonStalledError, RefusedError, UsageError
 from tests.integration.absence import AT, NEW, as_if_nothing_had_been, standing, write
 from tests.integration.harness import NAME, LiveSet
@@ -79,6 +81,66 @@ async def test_a_copy_that_had_missed_a_write_is_compared_when_it_returns(live_s
     assert (await status_of(live.sets)).state == "healthy"
 
 
+async def test_a_copy_that_died_unnoticed_does_not_remain(nbdkit: Nbdkit, live_set: LiveSets) -> None:
+    """Nobody has written since, so nothing is on record of it. Without b not one write would be done."""
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = nbdkit("file", paths[2])
+    await live.create(sources=[*paths[:2], server.uri], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    server.kill()
+    for force in (False, True):
+        with nothing_changes(live), pytest.raises(RefusedError, match=r"would remain \(copy c cannot be read\)"):
+            await live.sets.detach(NAME, "b", force=force)
+    write(live, bytearray(SIZE))
+
+
+async def test_of_five_copies_two_may_leave_and_none_that_waits_for_one_that_hangs(
+    nbdkit: Nbdkit, live_set: LiveSets
+) -> None:
+    live = live_set(size_bytes=SIZE, timeouts=Timeouts(copy_s=3, monitor_s=1, watcher_s=30))
+    paths = live.paths(5)
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = nbdkit("file", paths[4])
+    await live.create(sources=[*paths[:4], server.uri], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    shadow = live.fill()
+    server.pause()
+    with nothing_changes(live), pytest.raises(RefusedError, match="Copy e of web01 does not answer: while it hangs"):
+        await live.sets.detach(NAME, "b")
+    server.resume()
+    for turn, copy in enumerate("bd"):
+        assert not (await live.sets.detach(NAME, copy)).full
+        write(live, shadow, at=turn * MIB)
+    with nothing_changes(live), pytest.raises(RefusedError, match="2 current copies .*copy b is away, copy d is away"):
+        await live.sets.detach(NAME, "a")
+    for copy, missed in (("b", 2), ("d", 1)):
+        result = await live.sets.rejoin(NAME, copy)
+        assert (result.full, result.copied_bytes) == (False, missed * len(NEW))
+    assert (await status_of(live.sets)).state == "healthy"
+    await live.sets.stop(NAME)
+    assert set(live.equal_to(shadow).values()) == {True}
+    await live.start()
+
+
+async def test_a_detach_that_was_killed_as_the_copy_left_is_repeated(live_set: LiveSets) -> None:
+    """Its export had ended, and it was in the quorum still."""
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    spec = live.sets.show(NAME).definition
+    async with await Monitor.open(live.runtime.control_sock) as monitor:
+        await QuorumSet(spec, monitor).children.end_exports("b")
+    assert (await live.sets.detach(NAME, "b")).full is False
+    write(live, shadow)
+    assert (await live.sets.rejoin(NAME, "b")).copied_bytes == len(NEW)
+    assert as_if_nothing_had_been(await standing(live))
+
+
 async def test_what_there_is_not(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     await live.create()
@@ -89,7 +151,7 @@ async def test_what_there_is_not(live_set: LiveSets) -> None:
         await live.sets.detach(NAME, "x")
 
 
-async def test_a_copy_that_hangs_leaves_once_its_server_is_killed(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+async def test_a_copy_that_hangs_leaves_once_its_server_is_killed(nbdkit: Nbdkit, live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE, timeouts=Timeouts(drain_s=3, copy_s=3, monitor_s=2, watcher_s=30))
     paths = live.paths()
     for path in paths:
