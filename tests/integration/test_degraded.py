@@ -91,7 +91,7 @@ def _at() -> object:
 
 
 async def test_copies_behind_nbd_have_no_sidecar_and_are_refused_all_the_same(
-    live_set: LiveSets, nbdkit: Nbdkit
+    nbdkit: Nbdkit, live_set: LiveSets
 ) -> None:
     live = live_set(size_bytes=SIZE)
     paths = live.paths()
@@ -118,7 +118,7 @@ async def test_copies_behind_nbd_have_no_sidecar_and_are_refused_all_the_same(
         await live.sets.start(NAME, degraded=True)
 
 
-async def test_an_nbd_copy_that_cannot_be_reached_is_left_out(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+async def test_an_nbd_copy_that_cannot_be_reached_is_left_out(nbdkit: Nbdkit, live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     paths = live.paths()
     for path in paths:

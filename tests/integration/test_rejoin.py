@@ -132,7 +132,7 @@ async def test_without_rewriting_and_with_qcow2(live_set: LiveSets, options: dic
     assert (await live.scrub()).outcome == "clean"
 
 
-async def test_a_copy_whose_server_was_killed_and_is_back(live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path) -> None:
+async def test_a_copy_whose_server_was_killed_and_is_back(nbdkit: Nbdkit, live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     paths = live.paths()
     for path in paths:
