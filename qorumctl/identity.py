@@ -216,6 +216,13 @@ def commit_start(
         write(copy.source.path, committed(sidecar, generation, members, host))
 
 
+def begin_generation(spec: SetSpec, identity: Identity, *, without: Set[str] = frozenset()) -> None:
+    """Both steps: on return every member has it, and nobody else."""
+    host = this_host()
+    generation = prepare_start(spec, identity, host, without=without)
+    commit_start(spec, identity, host, generation, without=without)
+
+
 def mark_clean(spec: SetSpec, *, without: Set[str] = frozenset()) -> None:
     """To be called when the daemon has flushed, ended in order, and reported no error. Stale copies are left alone;
     those in `without`, which are away, are not even looked at."""

@@ -39,19 +39,24 @@ async def open_present(context: SetContext, quorum: QuorumSet, spec: SetSpec, ab
         enough(spec, absent, frozenset() if record.in_doubt(store) else suspects.missed(store, spec))
 
 
-def note_unmarked(context: SetContext, names: Iterable[str]) -> None:
+def mark(spec: SetSpec, name: str, why: str, *, left: bool, lost: str) -> Absence:
+    """A new one, of a copy that no daemon has a record of."""
+    source = spec.copy_named(name).source.label
+    return Absence(name, now(), why, left, kept=False, lost=lost, source=source, peers=spec.copy_names)
+
+
+def note_unmarked(context: SetContext, spec: SetSpec, names: Iterable[str]) -> None:
     """Copies that are not in the quorum though nothing is on record: the record was lost, or somebody took them out."""
     with context.store() as store:
         marks = store.absences()
         for name in names:
             if name not in marks:
-                store.note_absence(Absence(name, now(), "not in the quorum", True, False, lost=_UNRECORDED))
+                store.note_absence(mark(spec, name, "not in the quorum", left=True, lost=_UNRECORDED))
 
 
 def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Mapping[str, str]) -> None:
-    """On record as away, before the others get a write without them. No daemon has a record of what they miss."""
-    if not absent:
-        return
+    """On record as away, before the others get a write without them. No daemon has a record of what they miss. A mark
+    of a copy that the definition has no more goes: what could be that copy is in `absent` (vetting.strangers)."""
     with context.store() as store:
         marks = store.absences()
         for name in spec.copy_names:
@@ -59,9 +64,11 @@ def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Map
                 continue
             sidecar = who.sidecars.get(name)
             generation = None if sidecar is None else sidecar.reached
-            known = marks.get(name) or Absence(name, now(), _LEFT_OUT, True, False, generation=generation)
+            known = marks.get(name) or replace(mark(spec, name, _LEFT_OUT, left=True, lost=""), generation=generation)
             lost = RECORD_LOST if known.kept or known.cursor_bytes is not None else known.lost or _LEFT_OUT
             store.note_absence(replace(known, left=True, kept=False, lost=lost, daemon=None, cursor_bytes=None))
+        for name in marks.keys() - set(spec.copy_names):
+            store.forget_absence(name)
         # All of it is compared before it is back: that settles whatever else was on record of it.
         store.clear_suspicions({s.key: s.serial for s in store.suspicions() if s.copy in absent})
 

@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qorumctl import identity
-from qorumctl.controller import suspects
-from qorumctl.controller.absences import RECORD_LOST
+from qorumctl.controller import absences, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.copies.nbd_link import NbdLink
@@ -30,7 +29,6 @@ from qorumctl.model.spec import FileSource, SetSpec
 from qorumctl.model.status import CopyResult
 from qorumctl.store import Store
 from qorumctl.store.absent import Absence
-from qorumctl.store.records import now
 
 DETACHED = "detached"
 _FORCED = "it was detached by force, with writes under way"
@@ -58,7 +56,12 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
             closed = not state.nodes & {copy_node(name), f"{copy_node(name)}-file"}
             if mark is None or not mark.left:
                 # Somebody else took it out: nobody knows since when.
-                mark = replace(mark or _mark(name), left=True, kept=False, lost="it left the quorum unrecorded")
+                mark = replace(
+                    mark or absences.mark(spec, name, DETACHED, left=False, lost=_NOT_YET),
+                    left=True,
+                    kept=False,
+                    lost="it left the quorum unrecorded",
+                )
                 store.note_absence(mark)
             await quorum.children.close(name)
             return _result(spec, mark, changed=not closed)
@@ -71,7 +74,7 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
         if not force:
             await asyncio.to_thread(_ask_for_a_sign_of_life, context, spec, name)
         await quorum.sweep()
-        mark = mark or _mark(name)
+        mark = mark or absences.mark(spec, name, DETACHED, left=False, lost=_NOT_YET)
         # A copy that is half back keeps its record: nothing that stands in it is dropped before it is all proven.
         mark = replace(mark, kept=mark.kept and mark.left)
         store.note_absence(mark)
@@ -110,19 +113,13 @@ async def _why_lost(context: SetContext, spec: SetSpec, store: Store, name: str)
 
 def _leave_the_sidecars(spec: SetSpec, name: str, away: frozenset[str] | set[str]) -> None:
     who = identity.judge(identity.read_all(spec, without=away), spec, identity.this_host().id)
-    host = identity.this_host()
-    generation = identity.prepare_start(spec, who, host, without=away)
-    identity.commit_start(spec, who, host, generation, without=away)
+    identity.begin_generation(spec, who, without=away)
 
 
 def _generation(spec: SetSpec, name: str) -> int | None:
     source = spec.copy_named(name).source
     sidecar = identity.read(source.path) if isinstance(source, FileSource) else None
     return None if sidecar is None else sidecar.reached
-
-
-def _mark(name: str) -> Absence:
-    return Absence(copy=name, since=now(), why=DETACHED, left=False, kept=False, lost=_NOT_YET)
 
 
 def _unfit(
@@ -259,5 +256,5 @@ def _result(spec: SetSpec, mark: Absence, *, changed: bool) -> CopyResult:
         command="detach",
         changed=changed,
         full=not mark.kept,
-        reason=None if mark.kept else mark.lost or RECORD_LOST,
+        reason=None if mark.kept else mark.lost or absences.RECORD_LOST,
     )

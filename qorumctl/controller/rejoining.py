@@ -19,8 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 from qorumctl import identity
-from qorumctl.controller import detaching, suspects, watcher
-from qorumctl.controller.absences import RECORD_LOST
+from qorumctl.controller import absences, detaching, suspects, watcher
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, StopReason
@@ -128,7 +127,7 @@ class _Rejoin:
         self._fence = fence
         self._readers = readers
         self._teller = teller
-        self._mark = Absence(name, now(), "not in the quorum", left=True, kept=False, lost="it left unrecorded")
+        self._mark = absences.mark(spec, name, "not in the quorum", left=True, lost="it left unrecorded")
         self._result = CopyResult(set=spec.name, copy_=name, command="rejoin", changed=True)
 
     def run(self) -> CopyResult:
@@ -190,9 +189,9 @@ class _Rejoin:
         if self._asked_for_all:
             reason = "it was asked for"
         elif not mark.kept:
-            reason = mark.lost or RECORD_LOST
+            reason = mark.lost or absences.RECORD_LOST
         elif not stands:
-            reason = RECORD_LOST
+            reason = absences.RECORD_LOST
         elif not same:
             reason = "its image is not the one that left"
         elif self._missed_since_begin():

@@ -250,7 +250,7 @@ class QuorumSets:
                         set_name=name,
                     )
                 _tell(record.secure(context, spec, None))
-                absences.note_unmarked(context, away)
+                absences.note_unmarked(context, spec, away)
                 with context.store() as store:
                     cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
                 job = scrubbing.ScrubJob(spec, mode, options, quorum, cause, away=away)

@@ -86,8 +86,7 @@ async def _start(
         presence = Presence(vet(context, spec, takeover=takeover), {}, frozenset())
     else:
         presence = vet_degraded(context, spec, takeover=takeover, silent=silent)
-    who, absent = presence.who, presence.absent
-    group = group_of(spec)
+    who, absent, group = presence.who, presence.absent, group_of(spec)
     await end_leftover(context)
     interrupted.settle(context)
     prepare_directories(context, group)
@@ -108,9 +107,7 @@ async def _start(
         await quorum.assemble(without=absent.keys())
         # Durable before the others go on without them.
         absences.note_left_out(context, spec, who, absent)
-        host = identity.this_host()
-        generation = identity.prepare_start(spec, who, host, without=absent.keys())
-        identity.commit_start(spec, who, host, generation, without=absent.keys())
+        identity.begin_generation(spec, who, without=absent.keys())
         if unclean and not now:
             recovery = await _recover(context, quorum, spec, frozenset(absent), observer, control)
             record.refuse_doubt(context, spec, recovery)

@@ -76,6 +76,30 @@ def refuse_away(spec: SetSpec, absences: Mapping[str, Absence]) -> None:
                 set_name=spec.name,
                 copy=name,
             )
+    for name in sorted(absences.keys() - set(spec.copy_names)):
+        raise RefusedError(
+            f"Copy {name} is away since {moment(absences[name].since)}, and the definition of {spec.name} has no copy "
+            f"'{name}' any more: another that it has may be that one, which has missed writes.",
+            remedy=f"If it has another name now, give it its old one back. If it is out of the set for good, run "
+            f"'qorumctl start {spec.name} --degraded'.",
+            set_name=spec.name,
+            copy=name,
+        )
+
+
+def strangers(spec: SetSpec, absences: Mapping[str, Absence]) -> dict[str, str]:
+    """Copies without a mark that may be one that has: by another name, or in another's place. A file shows by its
+    sidecar what it is; of a device or an NBD export nothing but the definition does, which was edited meanwhile."""
+    found = {}
+    for copy in spec.copies:
+        if copy.name in absences or isinstance(copy.source, FileSource):
+            continue
+        for name, absence in absences.items():
+            if absence.source == copy.source.label:
+                found[copy.name] = f"Copy {copy.name} ({copy.source.label}) lies where copy {name} did, which is away."
+            elif name not in spec.copy_names and copy.name not in absence.peers:
+                found[copy.name] = f"Copy {copy.name} ({copy.source.label}) is new since copy {name} is away."
+    return found
 
 
 @dataclass(slots=True)
@@ -92,7 +116,9 @@ def vet_degraded(context: SetContext, spec: SetSpec, *, takeover: bool, silent: 
     """As `vet`, for a start without the copies that cannot take part. A copy that is in use, or
     belongs elsewhere, is no absent one: RefusedError, as where too few are left. `silent`: copies that are known not
     to answer. The image of a copy that is on record as away is not looked at: what it lies on may hang."""
-    absent = {name: _away_words(a) for name, a in context.absences().items() if name in spec.copy_names}
+    absences = context.absences()
+    absent = {name: _away_words(a) for name, a in absences.items() if name in spec.copy_names}
+    absent.update(strangers(spec, absences))
     absent.update(silent)
     # Our own daemon holds the images of a set that runs.
     running = context.pid() is not None

@@ -24,6 +24,7 @@ class Absence:
     (its pid) has a record of all that the copy misses; if not, `lost` says why. `generation`: that of its sidecar when
     it left; None: it had none, or nobody looked. `cursor_bytes`: how far a full comparison has come, whose record of
     guests' writes the daemon has; None: none was begun. `serials`: marks that the comparison will settle, by key.
+    `source`, `peers`: where it lay, and which copies the set had: a definition may name them otherwise later.
     """
 
     copy: str
@@ -36,6 +37,8 @@ class Absence:
     generation: int | None = None
     cursor_bytes: int | None = None
     serials: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+    peers: tuple[str, ...] = ()
 
 
 _KNOWN = frozenset(f.name for f in fields(Absence))
@@ -53,10 +56,29 @@ def _read(copy: str, value: str) -> Absence:
     """What another version has added is left out. A mark that makes no sense is one all the same: without it a stale
     copy would vote."""
     try:
-        mark = json.loads(value)
-        return Absence(**({key: value for key, value in mark.items() if key in _KNOWN} | {"copy": copy}))
+        mark = {key: value for key, value in json.loads(value).items() if key in _KNOWN} | {"copy": copy}
+        return Absence(**(mark | {"peers": tuple(mark.get("peers", ()))})) if _makes_sense(mark) else _damaged(copy)
     except (ValueError, TypeError, AttributeError):
-        return Absence(copy, "", "away", left=True, kept=False, lost="the mark of it is damaged")
+        return _damaged(copy)
+
+
+def _damaged(copy: str) -> Absence:
+    return Absence(copy, "", "away", left=True, kept=False, lost="the mark of it is damaged")
+
+
+def _makes_sense(mark: Mapping[str, object]) -> bool:
+    words = [mark.get(key, "") for key in ("since", "why", "lost", "source")]
+    numbers = [mark.get(key) for key in ("daemon", "generation", "cursor_bytes")]
+    peers, serials = mark.get("peers", []), mark.get("serials", {})
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(type(mark.get(key)) is bool for key in ("left", "kept"))
+        and all(number is None or (type(number) is int and number >= 0) for number in numbers)
+        and isinstance(peers, list)
+        and all(isinstance(name, str) for name in peers)
+        and isinstance(serials, dict)
+        and all(type(serial) is int for serial in serials.values())
+    )
 
 
 def put(database: Database, absence: Absence) -> None:

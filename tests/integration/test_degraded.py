@@ -118,6 +118,64 @@ async def test_copies_behind_nbd_have_no_sidecar_and_are_refused_all_the_same(
         await live.sets.start(NAME, degraded=True)
 
 
+@pytest.mark.parametrize("edit", ["another name", "another name and URI", "exchanged"])
+async def test_a_copy_that_is_away_does_not_come_back_by_another_name(
+    nbdkit: Nbdkit, live_set: LiveSets, edit: str
+) -> None:
+    """The definition is all that tells of an NBD export which copy it is."""
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    servers = [nbdkit("file", path) for path in paths]
+    await live.create(sources=[server.uri for server in servers], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    await live.sets.detach(NAME, "b")
+    shadow = live.fill()
+    await live.sets.stop(NAME)
+    definition = live.directories.definition_path(NAME)
+    before = definition.read_text()
+    b, c = servers[1].uri, servers[2].uri
+    if edit == "exchanged":
+        definition.write_text(before.replace(b, "@").replace(c, b).replace("@", c))
+    else:
+        elsewhere = b.replace("///?", "///same?") if edit == "another name and URI" else b
+        definition.write_text(before.replace('name = "b"', 'name = "x"').replace(b, elsewhere))
+    with nothing_changes(live), pytest.raises(RefusedError, match="Copy b is away since"):
+        await live.start()
+    if edit == "exchanged":
+        with nothing_changes(live), pytest.raises(RefusedError, match="Copy c .* lies where copy b did"):
+            await live.sets.start(NAME, degraded=True)
+        definition.write_text(before)
+    assert (await live.sets.start(NAME, degraded=True)).changed
+    assert set((await standing(live)).copies) == {"a", "c"}
+    result = await live.sets.rejoin(NAME, "b" if edit == "exchanged" else "x")
+    assert (result.full, live.equal_to(shadow)) == (True, {"a": True, "b": True, "c": True})
+    await live.sets.stop(NAME)
+    await live.start()
+
+
+async def test_five_copies_become_three_when_two_are_gone_for_good(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await live.create(count=5)
+    await live.start()
+    for copy in "de":
+        await live.sets.detach(NAME, copy)
+    shadow = live.fill()
+    await live.sets.stop(NAME)
+    definition = live.directories.definition_path(NAME)
+    text = definition.read_text()
+    kept = text[: text.index('[[copies]]\nname = "d"')] + text[text.index("[volume]") :]
+    definition.write_text(kept.replace("threshold = 3", "threshold = 2"))
+    with nothing_changes(live), pytest.raises(RefusedError, match="has no copy 'd' any more"):
+        await live.start()
+    await live.sets.start(NAME, degraded=True)
+    assert (await status_of(live.sets)).state == "healthy"
+    assert (await live.sets.restart(NAME)).state == "healthy"
+    assert list(live.equal_to(shadow).values()) == [True, True, True, False, False]
+
+
 async def test_an_nbd_copy_that_cannot_be_reached_is_left_out(nbdkit: Nbdkit, live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     paths = live.paths()
