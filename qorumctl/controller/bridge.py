@@ -7,8 +7,9 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -73,18 +74,28 @@ class LiveFence:
         self._call(self._quorum.freeze(watches))
 
     def written(self, watch: Watch, within: Sequence[Range]) -> list[Range]:
-        wanted = coalesce(within)
-        if not wanted:
+        if not within:
             return []
+        with self.asking(watch) as ask:
+            return ask(within)
+
+    @contextmanager
+    def asking(self, watch: Watch) -> Iterator[Callable[[Sequence[Range]], list[Range]]]:
+        """As `written`, for a record that is too large to be asked for at once."""
         context = self._call(self._quorum.publish(watch))
         link = NbdLink(
             self._socket, watch, who="The record of guest writes", timeout_s=self._timeouts.copy_s, meta_context=context
         )
-        try:
+
+        def ask(within: Sequence[Range]) -> list[Range]:
+            wanted = coalesce(within)
             dirty = [r for question in _questions(wanted) for r in self._dirty(link, question)]
+            return intersect([align(r, SECTOR_BYTES, self._size_bytes) for r in dirty], wanted)
+
+        try:
+            yield ask
         finally:
             link.close()
-        return intersect([align(r, SECTOR_BYTES, self._size_bytes) for r in dirty], wanted)
 
     def _dirty(self, link: NbdLink, question: Range) -> list[Range]:
         extents = link.status(question) if link.has_status() else []

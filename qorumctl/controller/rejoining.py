@@ -14,9 +14,10 @@ lacks writes must not vote.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
 
 from qorumctl import identity
 from qorumctl.controller import absences, detaching, suspects, watcher
@@ -29,7 +30,7 @@ from qorumctl.controller.settling import Settlement, settle
 from qorumctl.controller.vet_return import vet_return
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.copies.nbd_link import ALLOCATION, NbdLink
-from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, intersect, total_bytes
+from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, split, total_bytes
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import CopyError, DaemonStalledError, QorumError, RefusedError
@@ -45,6 +46,8 @@ from qorumctl.units import MIB, format_size
 _MOST_PASSES = 8
 _LITTLE_BYTES = MIB
 """What is left to be healed once the copy is back, at best."""
+_PART_BLOCKS = 1 << 16
+"""So much of a record is looked at together: with every other block marked, that is some 20 MiB of ranges."""
 _SHRINKS = 0.75
 _TURNS = 5
 """Where nothing may be rewritten, a copy that came back lacking something leaves again: this often."""
@@ -222,13 +225,23 @@ class _Rejoin:
         self._store.note_absence(mark)
         self._mark = mark
 
-    def _marked(self, names: Sequence[str]) -> list[Range]:
-        """What stands in records that have ended."""
-        whole = [Range(0, self._spec.size)]
+    def _marked(self, names: Sequence[str]) -> Generator[list[Range], None, None]:
+        """What stands in records that have ended, one part of the disk after the other: it may be millions of ranges.
+        To be closed."""
         try:
-            return coalesce(r for name in names for r in intersect(self._fence.written(Watch(name), whole), whole))
+            with ExitStack() as stack:
+                records = [stack.enter_context(self._fence.asking(Watch(name))) for name in names]
+                part_bytes = _PART_BLOCKS * self._quorum.missed.granularity_bytes
+                for part in split([Range(0, self._spec.size)] if records else [], part_bytes):
+                    if found := coalesce(r for ask in records for r in ask([part])):
+                        yield found
         finally:
             self._fence.run(self._quorum.missed.unpublish(names))
+
+    def _marked_bytes(self, names: Sequence[str]) -> int:
+        """At most: what stands in two records is counted twice."""
+        records = self._fence.run(self._quorum.missed.of(self._name))
+        return min(self._spec.size, sum(record.count_bytes for record in records if record.name in names))
 
     # -- outside the quorum
 
@@ -278,12 +291,15 @@ class _Rejoin:
         before: int | None = None
         for _ in range(_MOST_PASSES):
             ended = self._fence.run(self._quorum.missed.rotate(self._name))
-            ranges = self._marked(ended)
-            self._teller.begin("copying what it missed", max(1, total_bytes(ranges)), 0)
-            self._refuse_unknown(work.copy(ranges, self._teller.moved))
+            self._teller.begin("copying what it missed", max(1, self._marked_bytes(ended)), 0)
+            size, unknown = 0, list[Range]()
+            with closing(self._marked(ended)) as parts:
+                for ranges in parts:
+                    unknown += work.copy(ranges, partial(self._teller.moved, after_bytes=size))
+                    size += total_bytes(ranges)
+            self._refuse_unknown(unknown)
             self._fence.run(self._quorum.missed.drop(ended))
             self._count(passes=1)
-            size = total_bytes(ranges)
             if size <= _LITTLE_BYTES or (before is not None and size > _SHRINKS * before):
                 # Guests write as fast as this copies: another pass would leave as much.
                 return
@@ -337,10 +353,11 @@ class _Rejoin:
 
     def _settle(self) -> Settlement:
         self._fence.run(self._quorum.children.export(self._name))
-        ranges = self._marked(self._fence.run(self._quorum.missed.end(self._name)))
-        if not ranges:
+        ended = self._fence.run(self._quorum.missed.end(self._name))
+        size = self._marked_bytes(ended)
+        if not size:
             return Settlement()
-        self._teller.begin("healing the rest", total_bytes(ranges), 0, stoppable=False)
+        self._teller.begin("healing the rest", size, 0, stoppable=False)
         plan = ScrubPlan(
             size_bytes=self._spec.size,
             threshold=self._spec.threshold,
@@ -353,6 +370,8 @@ class _Rejoin:
         state = self._fence.run(self._quorum.describe())
         with ExitStack() as stack:
             readers = [self._reader(stack, name) for name in state.copies]
+            parts = stack.enter_context(closing(self._marked(ended)))
+            ranges = (r for part in parts for r in part)
             found = settle(self._name, readers, self._fence, plan, ranges, self._teller.moved)
         self._count(healed_bytes=found.healed_bytes, verified_bytes=found.verified_bytes)
         return found

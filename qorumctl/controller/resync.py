@@ -18,6 +18,7 @@ from qorumctl.errors import CopyError
 from qorumctl.units import GIB, KIB, MIB
 
 _PIECE_BYTES = MIB
+_ZEROS = bytes(_PIECE_BYTES)
 _BATCH_BYTES = 64 * MIB
 """Between two flushes of the copy, after each of which what was written is read back: what a kill costs to repeat."""
 _BLOCK_BYTES = 4 * KIB
@@ -55,7 +56,8 @@ class Resync:
         self._written: list[tuple[Range, bytes]] = []
 
     def copy(self, ranges: Sequence[Range], moved: Moved) -> list[Range]:
-        """Copies the ranges; on return they are stored. Returns those that have no majority, and were left."""
+        """Copies the ranges; on return they are stored. Returns what of them has no majority, and was left. What lies
+        between them the copy has already: nothing there keeps it away."""
         unknown: list[Range] = []
         done = 0
         for batch in _batches(_bridged(ranges)):
@@ -65,7 +67,7 @@ class Resync:
                 done += piece.length
                 moved(done)
             self._settle()
-        return coalesce(unknown)
+        return intersect(unknown, ranges)
 
     def compare(self, start: int, size_bytes: int, moved: Moved, settled: Moved) -> list[Range]:
         """Compares the whole copy from `start` on, and writes what differs. `settled(n)`: all before n is stored.
@@ -133,7 +135,8 @@ class Resync:
         return unknown
 
     def _write(self, at: Range, data: bytes) -> None:
-        written = self._link.write(at.offset, data) if any(data) else self._link.zero(at)
+        zero = data == _ZEROS[: len(data)]
+        written = self._link.zero(at) if zero else self._link.write(at.offset, data)
         if not written:
             raise self._broken(at, "a write failed")
         self.copied_bytes += at.length

@@ -37,9 +37,11 @@ class Teller:
         start = ScrubStart(self._spec.name, 0, "rejoin", size_bytes, at_bytes or None, recovery=False, work=words)
         self._observer.started(start)
 
-    def moved(self, position_bytes: int) -> None:
+    def moved(self, position_bytes: int, after_bytes: int = 0) -> None:
+        """`after_bytes`: what came before that. Gaps that are copied along count, too."""
         now_s = time.monotonic()
         progress = self._progress
+        position_bytes = min(progress.size_bytes, after_bytes + position_bytes)
         progress.advance(position_bytes, now_s)
         if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == progress.size_bytes:
             self._told_at_s = now_s

@@ -6,7 +6,7 @@ confirmed as in invariant 5, and outvoted without counting the copy that comes b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qorumctl.controller.bridge import LiveFence
@@ -59,15 +59,17 @@ def settle(
     readers: Sequence[CopyReader],
     fence: LiveFence,
     plan: ScrubPlan,
-    ranges: Sequence[Range],
+    ranges: Iterable[Range],
     moved: Callable[[int], None],
 ) -> Settlement:
     """`plan.stale` holds the copy. With `plan.repair` what it holds wrongly is healed."""
     confirmer = Confirmer(readers, fence, plan, _Patient())
     found = Settlement()
+    done = 0
     for batch in _batches(ranges, plan):
         _settle(copy, confirmer, fence, plan, batch, found)
-        moved(total_bytes(batch))
+        done += total_bytes(batch)
+        moved(done)
     return found
 
 
@@ -108,7 +110,7 @@ def _losers(run: ObservedRun) -> frozenset[str]:
     return run.verdict.losers | run.verdict.unreadable if isinstance(run.verdict, Outvoted) else frozenset()
 
 
-def _batches(ranges: Sequence[Range], plan: ScrubPlan) -> Iterator[list[Range]]:
+def _batches(ranges: Iterable[Range], plan: ScrubPlan) -> Iterator[list[Range]]:
     batch: list[Range] = []
     for piece in split(ranges, plan.tuning.heal_bytes[0]):
         batch.append(piece)

@@ -43,7 +43,7 @@ class Missed:
     def __init__(self, monitor: Monitor, watches: Watches, size_bytes: int, *, timeout_s: float) -> None:
         self._monitor = monitor
         self._watches = watches
-        self._granularity = _FINE_BYTES if size_bytes <= _FINE_UP_TO_BYTES else _COARSE_BYTES
+        self.granularity_bytes = _FINE_BYTES if size_bytes <= _FINE_UP_TO_BYTES else _COARSE_BYTES
         self._timeout_s = timeout_s
 
     async def of(self, copy: str) -> list[Record]:
@@ -99,7 +99,7 @@ class Missed:
     def _fresh(self, copy: str, before: list[Record]) -> dict[str, object]:
         number = max((record.number for record in before), default=0) + 1
         name = f"{MISSED_PREFIX}{copy}-{number}"
-        return {"node": graph.FENCE, "name": name, "granularity": self._granularity, "persistent": False}
+        return {"node": graph.FENCE, "name": name, "granularity": self.granularity_bytes, "persistent": False}
 
     async def _transaction(self, actions: list[dict[str, object]]) -> None:
         await self._monitor.execute("transaction", {"actions": actions}, timeout_s=self._timeout_s)

@@ -231,6 +231,20 @@ async def test_what_the_others_do_not_agree_on_keeps_it_away_until_it_is_mended(
     await ends_equal(live, shadow)
 
 
+async def test_damage_beside_what_it_missed_does_not_keep_it_away(live_set: LiveSets) -> None:
+    """Ranges that lie close together are copied as one. What lies between them the copy has, and it decides there."""
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    await live.sets.detach(NAME, "b")
+    write(live, shadow, at=AT)
+    write(live, shadow, at=AT + 8192)
+    live.poke("a", AT + 4096, bytes(512))
+    assert (await live.sets.rejoin(NAME, "b")).full is False
+    assert live.contents("b") == shadow
+    assert (await live.scrub()).outcome == "repaired"
+    await ends_equal(live, shadow)
+
+
 # -- killed at any instant
 
 
