@@ -303,7 +303,7 @@ def copy_result(done: CopyResult) -> list[RenderableType]:
     back = f"'qorumctl copy rejoin {done.set} {done.copy_}'"
     if done.command == "detach":
         text = f"{who} is detached." if done.changed else f"{who} is detached already: nothing was changed."
-        later = "compares all of it" if done.full else "copies what it misses from now on"
+        later = "compares all of it" if done.full else "copies what it misses meanwhile"
         why = f" ({done.reason})" if done.full and done.reason else ""
         return [words(f"{text} Its storage can be taken down; {back} {later}{why}.")]
     if not done.changed:

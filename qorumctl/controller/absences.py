@@ -9,7 +9,7 @@ from qorumctl.controller import record, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.vetting import enough
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import CopyError, CopyInUseError, CopySilentError
+from qorumctl.errors import CopyError, CopyInUseError, CopySilentError, RefusedError
 from qorumctl.identity import Identity
 from qorumctl.model.spec import SetSpec
 from qorumctl.store.absent import Absence
@@ -21,17 +21,18 @@ _LEFT_OUT = "the set was started without it"
 
 
 async def open_present(context: SetContext, quorum: QuorumSet, spec: SetSpec, absent: dict[str, str]) -> None:
-    """Opens the copies that are not in `absent`; one that cannot be opened is put there, with the reason. One that is
-    in use is no absent one: CopyInUseError; neither is one that the daemon still waits for: CopySilentError.
-    RefusedError where too few are left."""
+    """Opens the copies that are not in `absent`; one that cannot be opened, or has another length, is put there, with
+    the reason. One that is in use is no absent one: CopyInUseError; neither is one that the daemon still waits for:
+    CopySilentError. RefusedError where too few are left."""
     for copy in spec.copies:
         if copy.name in absent:
             continue
         try:
             await quorum.children.open(copy, read_only=False)
+            await quorum.children.check_length(copy)
         except (CopyInUseError, CopySilentError):
             raise
-        except CopyError as error:
+        except (CopyError, RefusedError) as error:
             absent[copy.name] = error.message
             await quorum.children.close(copy.name)
     with context.store(read_only=True) as store:

@@ -379,6 +379,14 @@ class _Rejoin:
     def _failure(self, found: Settlement) -> QorumError | None:
         """Why the copy has to leave again. It is asked to flush before it counts: a power failure is to find it
         current."""
+        if found.undecided and (idle := self._uncounted()):
+            return RefusedError(
+                f"Copy {self._name} cannot come back: copy {', '.join(idle)} has missed a write and does not count, so "
+                f"nothing proves what is right {_places(found.undecided)}.",
+                remedy=f"It was taken out again. Run 'qorumctl scrub {self._spec.name}', then repeat the command.",
+                set_name=self._spec.name,
+                copy=self._name,
+            )
         if found.undecided:
             return RefusedError(
                 f"Copy {self._name} cannot come back: the other copies of {self._spec.name} do not agree, "
@@ -418,6 +426,10 @@ class _Rejoin:
                 copy=self._name,
             )
         return None
+
+    def _uncounted(self) -> list[str]:
+        """Of the other copies of the quorum."""
+        return sorted(suspects.stale(self._store, self._spec) - self._away() - {self._name})
 
     def _take_out(self) -> None:
         """Out of the quorum again, with everything on record that it lacks: what stood is kept, and a new record is

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qorumctl import identity
+from qorumctl.controller import lifecycle
+from qorumctl.controller.options import ScrubOptions, Timeouts
 from qorumctl.errors import QorumError, RefusedError
 from tests.integration.absence import AT, NEW, as_if_nothing_had_been, cut, lose_the_daemon, standing, write
 from tests.integration.harness import NAME, LiveSet
@@ -55,8 +58,6 @@ async def test_a_set_whose_image_is_gone_starts_without_it_and_takes_it_back(liv
 
 
 def _report() -> object:
-    from qorumctl.controller.options import ScrubOptions
-
     return ScrubOptions(mode="report")
 
 
@@ -145,7 +146,7 @@ async def test_a_copy_that_is_away_does_not_come_back_by_another_name(
     with nothing_changes(live), pytest.raises(RefusedError, match="Copy b is away since"):
         await live.start()
     if edit == "exchanged":
-        with nothing_changes(live), pytest.raises(RefusedError, match="Copy c .* lies where copy b did"):
+        with nothing_changes(live), pytest.raises(RefusedError, match=r"Copy c .* lies where copy b did"):
             await live.sets.start(NAME, degraded=True)
         definition.write_text(before)
     assert (await live.sets.start(NAME, degraded=True)).changed
@@ -176,20 +177,37 @@ async def test_five_copies_become_three_when_two_are_gone_for_good(live_set: Liv
     assert list(live.equal_to(shadow).values()) == [True, True, True, False, False]
 
 
-async def test_an_nbd_copy_that_cannot_be_reached_is_left_out(nbdkit: Nbdkit, live_set: LiveSets) -> None:
-    live = live_set(size_bytes=SIZE)
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda server, _: server.end(), "Copy b .* cannot be reached"),
+        (lambda server, _: server.pause(), "Copy b .* did not answer within 1 s"),
+        (lambda _, path: os.truncate(path, SIZE // 2), f"Copy b .* has {SIZE // 2} bytes"),
+    ],
+    ids=["gone", "silent", "too short"],
+)
+async def test_an_nbd_copy_that_cannot_take_part_is_left_out(
+    nbdkit: Nbdkit,
+    live_set: LiveSets,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Callable[[NbdServer, Path], object],
+    words: str,
+) -> None:
+    monkeypatch.setattr(lifecycle, "_KILLED_S", 0.5)
+    live = live_set(size_bytes=SIZE, timeouts=Timeouts(drain_s=1, monitor_s=5, watcher_s=30))
     paths = live.paths()
     for path in paths:
         Path(path).write_bytes(bytes(SIZE))
     server = nbdkit("file", paths[1])
     await live.create(sources=[paths[0], server.uri, paths[2]], size_bytes=None)
-    server.end()
-    with pytest.raises(QorumError, match=r"Copy b .* cannot be reached"):
+    what(server, Path(paths[1]))
+    with pytest.raises(QorumError, match=words):
         await live.start()
     done = await live.sets.start(NAME, degraded=True)
     assert "Copy b" in done.warnings[0]
     state = await standing(live)
     assert (set(state.copies), "copy-b-file" in state.nodes) == ({"a", "c"}, False)
+    server.resume()
     assert (await status_of(live.sets)).state == "degraded"
 
 

@@ -117,7 +117,7 @@ async def test_of_five_copies_two_may_leave_and_none_that_waits_for_one_that_han
     for turn, copy in enumerate("bd"):
         assert not (await live.sets.detach(NAME, copy)).full
         write(live, shadow, at=turn * MIB)
-    with nothing_changes(live), pytest.raises(RefusedError, match="2 current copies .*copy b is away, copy d is away"):
+    with nothing_changes(live), pytest.raises(RefusedError, match=r"2 current copies .*copy b is away, copy d is away"):
         await live.sets.detach(NAME, "a")
     for copy, missed in (("b", 2), ("d", 1)):
         result = await live.sets.rejoin(NAME, copy)

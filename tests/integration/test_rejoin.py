@@ -103,6 +103,24 @@ async def test_after_the_record_was_lost_all_is_compared_and_only_what_differs_i
     await ends_equal(live, shadow)
 
 
+async def test_while_the_others_are_in_doubt_it_says_so_and_a_scrub_helps(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    await live.sets.detach(NAME, "b")
+    with Writers(live, shadow, Range(0, SIZE), seed=3, count=2):
+        for path in live.directories.state_dir(NAME).glob("state.db*"):
+            path.unlink()
+        with pytest.raises(RefusedError, match="copy a, c has missed a write and does not count") as caught:
+            await live.sets.rejoin(NAME, "b")
+    assert "Run 'qorumctl scrub web01'" in (caught.value.remedy or "")
+    assert (await live.scrub()).outcome == "clean"
+    assert (await live.sets.rejoin(NAME, "b")).changed
+    assert as_if_nothing_had_been(await standing(live))
+    assert (await live.scrub()).outcome == "clean"
+    assert {copy.state for copy in (await status_of(live.sets)).copies} == {"current"}
+    assert live.equal_to(shadow) == EQUAL
+
+
 async def test_a_scrub_meanwhile_compares_the_others_and_leaves_the_record(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
