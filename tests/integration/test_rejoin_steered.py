@@ -1,0 +1,79 @@
+"""`copy rejoin` on a terminal: Ctrl-C, SIGTERM and Ctrl-Z, and what a guest notices of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qorumctl.daemon.client import Monitor
+from tests.integration.absence import as_if_nothing_had_been, standing, write
+from tests.integration.harness import NAME, LiveSet
+from tests.live import MIB, NbdServer, wait_for
+
+pytestmark = pytest.mark.live
+LiveSets = Callable[..., LiveSet]
+Nbdkit = Callable[..., NbdServer]
+SIZE = 16 * MIB
+
+
+async def away(nbdkit: Nbdkit, live: LiveSet) -> bytearray:
+    """A set whose copy b is slow, and away."""
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = nbdkit("--filter=delay", "file", paths[1], "delay-read=40ms")
+    await live.create(sources=[paths[0], server.uri, paths[2]], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    await live.sets.detach(NAME, "b")
+    return live.fill()
+
+
+def begun(live: LiveSet) -> subprocess.Popen[bytes]:
+    command = live.cli("copy", "rejoin", NAME, "b", "--full", stderr=subprocess.PIPE)
+    assert command.stderr is not None
+    assert b"comparing all of it" in command.stderr.readline()
+    return command
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+async def test_interrupted_it_leaves_the_copy_away_and_goes_on_later(
+    nbdkit: Nbdkit, live_set: LiveSets, number: signal.Signals, code: int
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await away(nbdkit, live)
+    for _ in range(2):
+        command = begun(live)
+        command.send_signal(number)
+        _, said = command.communicate(timeout=60)
+        assert command.returncode == code
+        assert "copy b of web01 is still away. The same command goes on" in " ".join(said.decode().split())
+        state = await standing(live)
+        assert (set(state.copies), "copy-b" in state.nodes, len(state.missed)) == ({"a", "c"}, False, 1)
+        assert state.exports == {"volume", "heal", "copy-a", "copy-c"}
+    write(live, shadow)
+    assert (await live.sets.rejoin(NAME, "b")).full
+    assert as_if_nothing_had_been(await standing(live))
+    assert set(live.equal_to(shadow).values()) == {True}
+
+
+async def test_stopped_it_holds_up_no_guest_and_no_drain(nbdkit: Nbdkit, live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await away(nbdkit, live)
+    command = begun(live)
+    command.send_signal(signal.SIGTSTP)
+    stat = Path(f"/proc/{command.pid}/stat")
+    wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "a stopped command")
+    async with await Monitor.open(live.runtime.control_sock) as monitor:
+        await monitor.execute("transaction", {"actions": []}, timeout_s=20)
+    write(live, shadow)
+    os.kill(command.pid, signal.SIGCONT)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 0, said.decode()
+    assert as_if_nothing_had_been(await standing(live))
+    assert set(live.equal_to(shadow).values()) == {True}
