@@ -73,7 +73,8 @@ async def rejoin(
         except asyncio.CancelledError:
             # The thread goes on whatever happens here: it must end before the caller lets go of lock and monitor.
             control.stop(StopReason.INTERRUPTED)
-            await asyncio.wait([working])
+            # Whatever it ends with: asyncio would print an error that nobody has asked for.
+            await asyncio.gather(working, return_exceptions=True)
             raise
 
 
@@ -379,23 +380,8 @@ class _Rejoin:
     def _failure(self, found: Settlement) -> QorumError | None:
         """Why the copy has to leave again. It is asked to flush before it counts: a power failure is to find it
         current."""
-        if found.undecided and (idle := self._uncounted()):
-            return RefusedError(
-                f"Copy {self._name} cannot come back: copy {', '.join(idle)} has missed a write and does not count, so "
-                f"nothing proves what is right {_places(found.undecided)}.",
-                remedy=f"It was taken out again. Run 'qorumctl scrub {self._spec.name}', then repeat the command.",
-                set_name=self._spec.name,
-                copy=self._name,
-            )
         if found.undecided:
-            return RefusedError(
-                f"Copy {self._name} cannot come back: the other copies of {self._spec.name} do not agree, "
-                f"{_places(found.undecided)}.",
-                remedy="It was taken out again. Write these ranges anew through the volume, from a backup; then repeat "
-                "the command.",
-                set_name=self._spec.name,
-                copy=self._name,
-            )
+            return self._undecided(found.undecided)
         if found.wrong and self._rewriting:
             return CopyError(
                 f"Copy {self._name} does not take what it lacks, {_places(found.wrong)}.",
@@ -407,7 +393,8 @@ class _Rejoin:
             return RefusedError(
                 f"Guests write too much to {self._spec.name} for copy {self._name} to catch up: with policy "
                 '"report" nothing can be healed once it is back.',
-                remedy="It stays away, and what was copied is kept. Repeat the command when they write less.",
+                remedy="It stays away, and what was copied is kept. Pause the guests (as 'virsh suspend' does), repeat "
+                "the command, which then takes a moment, and let them go on.",
                 set_name=self._spec.name,
                 copy=self._name,
             )
@@ -426,6 +413,24 @@ class _Rejoin:
                 copy=self._name,
             )
         return None
+
+    def _undecided(self, ranges: Sequence[Range]) -> RefusedError:
+        if idle := self._uncounted():
+            return RefusedError(
+                f"Copy {self._name} cannot come back: copy {', '.join(idle)} has missed a write and does not count, so "
+                f"nothing proves what is right {_places(ranges)}.",
+                remedy=f"It was taken out again. Run 'qorumctl scrub {self._spec.name}', then repeat the command.",
+                set_name=self._spec.name,
+                copy=self._name,
+            )
+        return RefusedError(
+            f"Copy {self._name} cannot come back: the other copies of {self._spec.name} do not agree, "
+            f"{_places(ranges)}.",
+            remedy="It was taken out again. Write these ranges anew through the volume, from a backup; then repeat "
+            "the command.",
+            set_name=self._spec.name,
+            copy=self._name,
+        )
 
     def _uncounted(self) -> list[str]:
         """Of the other copies of the quorum."""

@@ -14,6 +14,7 @@ from qorumctl import identity
 from qorumctl.core.ranges import Range
 from qorumctl.errors import CopyError, QorumError, RefusedError
 from tests.attack import Attack
+from tests.daemon.test_quorum_set import make_certificates
 from tests.integration.absence import (
     AT,
     NEW,
@@ -148,6 +149,46 @@ async def test_without_rewriting_and_with_qcow2(live_set: LiveSets, options: dic
     link.close()
     assert held == shadow
     assert (await live.scrub()).outcome == "clean"
+
+
+async def test_what_may_not_be_healed_waits_for_the_guests_to_pause(live_set: LiveSets) -> None:
+    """Policy report, five copies, two of them away: under writers no copy comes back that lacks something."""
+    live = live_set(size_bytes=2 * MIB)
+    await live.create(policy="report", count=5)
+    await live.start()
+    shadow = live.fill()
+    for copy in "bd":
+        await live.sets.detach(NAME, copy)
+    with (
+        Writers(live, shadow, Range(0, 2 * MIB), count=1),
+        pytest.raises(RefusedError, match="Guests write too much to web01 for copy b to catch up"),
+    ):
+        await live.sets.rejoin(NAME, "b")
+    assert set((await standing(live)).copies) == {"a", "c", "e"}
+    for copy in "bd":
+        assert not (await live.sets.rejoin(NAME, copy)).full
+    await live.sets.stop(NAME)
+    assert set(live.equal_to(shadow).values()) == {True}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_a_copy_behind_tls(nbdkit: Nbdkit, live_set: LiveSets, short_dir: Path) -> None:
+    certificates = make_certificates(short_dir / "pki")
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = nbdkit("--tls=require", f"--tls-certificates={certificates}", "file", paths[1])
+    uri = server.uri.replace("nbd+unix", "nbds+unix") + f"&tls-certificates={certificates}"
+    await live.create(sources=[paths[0], uri, paths[2]], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    for _ in range(2):
+        await live.sets.detach(NAME, "b")
+        shadow = live.fill()
+        assert (await live.sets.rejoin(NAME, "b")).copied_bytes == SIZE
+        assert as_if_nothing_had_been(await standing(live))
+        assert live.equal_to(shadow) == EQUAL
 
 
 async def test_a_copy_whose_server_was_killed_and_is_back(nbdkit: Nbdkit, live_set: LiveSets) -> None:

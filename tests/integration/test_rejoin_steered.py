@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qorumctl.controller.observer import ScrubStart, Silent
 from qorumctl.daemon.client import Monitor
 from tests.integration.absence import as_if_nothing_had_been, standing, write
 from tests.integration.harness import NAME, LiveSet
@@ -60,6 +63,31 @@ async def test_interrupted_it_leaves_the_copy_away_and_goes_on_later(
     assert (await live.sets.rejoin(NAME, "b")).full
     assert as_if_nothing_had_been(await standing(live))
     assert set(live.equal_to(shadow).values()) == {True}
+
+
+async def test_cancelled_it_ends_without_a_traceback(nbdkit: Nbdkit, live_set: LiveSets) -> None:
+    """As by Ctrl-C before there is anything to show: the thread that works is stopped, and its error is nobody's."""
+    live = live_set(size_bytes=SIZE)
+    await away(nbdkit, live)
+    loop, complaints = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def cancelled_as_it_begins() -> None:
+        this = asyncio.current_task()
+        assert this is not None
+
+        class Canceller(Silent):
+            def started(self, start: ScrubStart) -> None:
+                loop.call_soon_threadsafe(this.cancel)
+
+        await live.sets.rejoin(NAME, "b", full=True, observer=Canceller())
+
+    ended, _ = await asyncio.wait([asyncio.ensure_future(cancelled_as_it_begins())])
+    assert ended.pop().cancelled()
+    # What nobody holds any more is when asyncio complains.
+    gc.collect()
+    assert complaints == []
+    assert set((await standing(live)).copies) == {"a", "c"}
 
 
 async def test_stopped_it_holds_up_no_guest_and_no_drain(nbdkit: Nbdkit, live_set: LiveSets) -> None:
