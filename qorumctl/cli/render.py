@@ -92,6 +92,7 @@ def _set_status(one: SetStatus) -> RenderableType:
             ("state", words(one.state, _STATE_STYLES[one.state])),
             ("reason", one.reason),
             ("action", action(one)),
+            ("advice", advice(one)),
             ("size", f"{format_size(one.size)} in {counted(len(one.copies), 'copy', 'copies')}"),
             ("policy", _POLICIES[one.policy]),
             ("threshold", f"{one.threshold} of {len(one.copies)} copies win a vote"),
@@ -171,6 +172,22 @@ def action(one: SetStatus) -> str | None:
             return f"Run 'qorumctl start {one.set}', which starts the watcher, then 'qorumctl scrub {one.set}'."
         case SetState.DEGRADED:
             return f"Run 'qorumctl scrub {one.set}': it compares every copy and brings it up to date."
+    return None
+
+
+def advice(one: SetStatus) -> str | None:
+    """Which copy's storage to replace, with the numbers. Whatever the state: it may be in order until it rots again."""
+    for copy in one.copies:
+        if (found := copy.blame) is not None:
+            how = " or ".join(word for word, n in (("outvoted", found.outvoted), ("unreadable", found.unreadable)) if n)
+            again = f", {found.recurring:,} of them repaired before" if found.recurring else ""
+            ranges = counted(found.outvoted + found.unreadable, "range")
+            others = f"; another copy was in {found.others} of them" if found.others else ", and no other copy was"
+            return (
+                f"Copy {copy.name} was {how} in {found.scrubs} of the last {found.of_scrubs} scrubs, on {found.days}"
+                f" days ({ranges}{again}){others}: that appliance is the one to replace:"
+                f" 'qorumctl copy replace {one.set} {copy.name} SOURCE'."
+            )
     return None
 
 

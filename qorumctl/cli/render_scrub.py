@@ -10,12 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qorumctl.cli.render import covered, fields, table, words
+from qorumctl.cli.render import fields, table, words
 from qorumctl.cli.text import counted, listed, moment, percent, taken
 from qorumctl.controller.observer import ScrubPosition, ScrubStart
 from qorumctl.core.diagnosis import Kind
 from qorumctl.core.findings import Action, Cause, FindingVerdict, Source
-from qorumctl.model.report import DiagnosisDocument, FindingDocument, History, ScrubReport
+from qorumctl.model.report import DiagnosisDocument, FindingDocument, ScrubReport
 from qorumctl.units import format_duration, format_size
 
 MOST_ROWS = 20
@@ -23,7 +23,7 @@ MOST_ROWS = 20
 _MOST_RANGES = 5
 
 _ACTION_STYLES = {Action.REPAIRED: "green", Action.LEFT: "yellow", Action.FAILED: "bold red", Action.PENDING: "yellow"}
-_OUTCOME_STYLES = {
+OUTCOME_STYLES = {
     "clean": "green",
     "repaired": "yellow",
     "damaged": "bold red",
@@ -72,7 +72,7 @@ def report(document: ScrubReport) -> list[RenderableType]:
             ("run", f"{document.run} ({document.mode})"),
             ("started", moment(document.started)),
             ("finished", None if document.finished is None else f"{moment(document.finished)}, after {duration}"),
-            ("outcome", words(document.outcome, _OUTCOME_STYLES[document.outcome])),
+            ("outcome", words(document.outcome, OUTCOME_STYLES[document.outcome])),
             ("why", document.message),
             ("covered", _covered(document)),
             ("read", read or None),
@@ -107,6 +107,8 @@ def _what(one: FindingDocument, evidence: bool) -> Text:
     lines = [diagnosis_in_words(one)]
     if one.cause is Cause.UNCLEAN_SHUTDOWN:
         lines.append("after an unclean stop")
+    if one.recurring and one.last_repaired:
+        lines.append(f"again: repaired {moment(one.last_repaired)[:10]}")
     if one.source is Source.GUEST_READ:
         lines.append("healed by a guest's read")
     if evidence:
@@ -155,6 +157,8 @@ def summary(report: ScrubReport, *, interrupted: bool = False) -> list[str]:
     """Paragraphs: what happened, and what to do about it now; what matters most comes first."""
     told = [_open_ended(report, interrupted)] if report.outcome in {"unfinished", "failed"} else []
     told += _told(report) if report.findings else [] if told else [_nothing_found(report)]
+    if again := [one for one in report.findings if one.recurring]:
+        told.append(_told_again(again))
     if report.busy_bytes:
         told.append(
             f"{format_size(report.busy_bytes)} were written again and again and could not be compared: the next scrub"
@@ -269,6 +273,14 @@ def _told_hopeless(report: ScrubReport, hopeless: Sequence[FindingDocument]) -> 
     )
 
 
+def _told_again(again: Sequence[FindingDocument]) -> str:
+    blamed = {name for one in again for name in one.copies}
+    return (
+        f"{_ranges(again)} {_was(again)} damaged again after a repair ({_blame(again)}): there the storage of"
+        f" {_copies(blamed)} does not keep what is written to it, and another repair will not change that."
+    )
+
+
 def _ranges(found: Sequence[FindingDocument]) -> str:
     size = format_size(sum(one.length for one in found))
     return (
@@ -319,29 +331,6 @@ def asked_to_stop(report: ScrubReport, command: str) -> str:
     if command == "cancel":
         return f"{report.set}: run {report.run} is cancelled at {at}; the next scrub begins anew."
     return f"{report.set}: run {report.run} is paused at {at}; '{_again(report)}' resumes it."
-
-
-# history
-
-
-def history(document: History) -> list[RenderableType]:
-    if not document.runs:
-        return [words(f"{document.set} was never scrubbed. 'qorumctl scrub {document.set}' does it.")]
-    made = table(
-        "RUN", "STARTED", "MODE", "OUTCOME", "TOOK", "COVERED", "FINDINGS", right=("RUN", "TOOK", "COVERED"),
-        fold=("FINDINGS",),
-    )  # fmt: skip
-    for run in document.runs:
-        made.add_row(
-            str(run.run),
-            moment(run.started).removesuffix(" UTC"),
-            run.mode,
-            Text(run.outcome, style=_OUTCOME_STYLES[run.outcome]),
-            taken(run.started, run.finished) or "-",
-            f"{covered(run)} of {format_size(run.range.length)}" if run.range else covered(run),
-            words(", ".join(f"{n:,} {kind}" for kind, n in run.findings.items() if n) or "-"),
-        )
-    return [made, Text(""), words("Times are UTC.")]
 
 
 # how far a run is

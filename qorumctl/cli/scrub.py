@@ -198,10 +198,10 @@ def report(
 
 
 def history(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Show past runs, the newest first."""
+    """Show past runs, the newest first, and what has happened to each copy."""
     outlet = outlet_of(ctx, as_json, verbose)
-    from qorumctl.cli import render_scrub
+    from qorumctl.cli import render_history
     from qorumctl.controller.sets import QuorumSets
 
     document = QuorumSets().history(name)
-    outlet.document(document, *([] if outlet.as_json else render_scrub.history(document)))
+    outlet.document(document, *([] if outlet.as_json else render_history.history(document)))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from qorumctl.controller import record, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.vetting import enough
+from qorumctl.core.chronicle import Entry
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import CopyError, CopyInUseError, CopySilentError, RefusedError
 from qorumctl.identity import Identity
@@ -52,7 +53,8 @@ def note_unmarked(context: SetContext, spec: SetSpec, names: Iterable[str]) -> N
         marks = store.absences()
         for name in names:
             if name not in marks:
-                store.note_absence(mark(spec, name, "not in the quorum", left=True, lost=_UNRECORDED))
+                left = mark(spec, name, "not in the quorum", left=True, lost=_UNRECORDED)
+                store.note_absence(left, Entry.FOUND_OUTSIDE)
 
 
 def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Mapping[str, str]) -> None:
@@ -67,9 +69,10 @@ def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Map
             generation = None if sidecar is None else sidecar.reached
             known = marks.get(name) or replace(mark(spec, name, _LEFT_OUT, left=True, lost=""), generation=generation)
             lost = RECORD_LOST if known.kept or known.cursor_bytes is not None else known.lost or _LEFT_OUT
-            store.note_absence(replace(known, left=True, kept=False, lost=lost, daemon=None, cursor_bytes=None))
+            left = replace(known, left=True, kept=False, lost=lost, daemon=None, cursor_bytes=None)
+            store.note_absence(left, Entry.LEFT_OUT)
         for name in marks.keys() - set(spec.copy_names):
-            store.forget_absence(name)
+            store.forget_absence(name, None)
         # All of it is compared before it is back: that settles whatever else was on record of it.
         store.clear_suspicions({s.key: s.serial for s in store.suspicions() if s.copy in absent})
 

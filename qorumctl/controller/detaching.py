@@ -21,6 +21,7 @@ from qorumctl.controller import absences, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.copies.nbd_link import NbdLink
+from qorumctl.core.chronicle import Entry
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import GraphState, QuorumSet
@@ -62,7 +63,7 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
                     kept=False,
                     lost="it left the quorum unrecorded",
                 )
-                store.note_absence(mark)
+                store.note_absence(mark, Entry.FOUND_OUTSIDE)
             await quorum.children.close(name)
             return _result(spec, mark, changed=not closed)
         for copy in state.copies:
@@ -94,7 +95,7 @@ async def _leave(
         lost = lost or mark.lost
     generation = None if force else _generation(spec, name)
     mark = replace(mark, left=True, kept=not lost, lost=lost, daemon=context.pid(), generation=generation)
-    store.note_absence(mark)
+    store.note_absence(mark, Entry.FORCED_OUT if force else Entry.DETACHED)
     await quorum.children.take_out(name)
     await quorum.children.close(name)
     return mark

@@ -14,16 +14,17 @@ from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import definition_differs
 from qorumctl.controller.vetting import Look, looks
 from qorumctl.copies.nbd import NbdCopy
-from qorumctl.core.findings import FindingVerdict
+from qorumctl.core.blame import Blame
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import GraphState
 from qorumctl.errors import CopyUnavailableError, DaemonError, LockedError, QorumError
-from qorumctl.model.report import FindingDocument, RunSummary
+from qorumctl.model.report import RunSummary
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
     CheckItem,
     CheckReport,
+    CopyBlame,
     CopyState,
     CopyStatus,
     RunningScrub,
@@ -34,6 +35,7 @@ from qorumctl.model.status import (
 from qorumctl.paths import check_ours
 from qorumctl.store import SetLock, range_document
 from qorumctl.store.absent import Absence
+from qorumctl.store.reports import OpenDamage
 from qorumctl.store.suspicions import Suspicion
 from qorumctl.units import format_size
 
@@ -43,7 +45,7 @@ Counts = dict[str, tuple[int, int, int]]
 
 @dataclass(slots=True)
 class _History:
-    """What the store remembers. `open_by_copy`: copy -> findings that were left in it."""
+    """What the store remembers."""
 
     running_spec: SetSpec | None = None
     uncompared: bool = False
@@ -53,9 +55,8 @@ class _History:
     scrub: RunningScrub | None = None
     last: RunSummary | None = None
     counts: Counts = field(default_factory=dict)
-    open_findings: int = 0
-    open_by_copy: dict[str, int] = field(default_factory=dict)
-    without_majority: list[FindingDocument] = field(default_factory=list)
+    damage: OpenDamage = field(default_factory=lambda: OpenDamage(0, {}, None))
+    blame: Blame | None = None
     owner: str | None = None
     lost: bool = False
     """The set has none of its own."""
@@ -97,7 +98,7 @@ async def status(context: SetContext) -> SetStatus:
         watched=history.watched if live is not None else None,
         scrub=history.scrub,
         last_scrub=history.last,
-        unrepaired=history.open_findings,
+        unrepaired=history.damage.number,
         copies=copies,
     )
 
@@ -159,13 +160,8 @@ def _history(context: SetContext, pid: int | None) -> _History:
                 range=range_document(at_work),
                 pid=at_work.pid,
             )
-        for finding in store.open_findings():
-            history.open_findings += 1
-            for name in finding.copies:
-                if finding.verdict is not FindingVerdict.NO_MAJORITY:
-                    history.open_by_copy[name] = history.open_by_copy.get(name, 0) + 1
-            if finding.verdict is FindingVerdict.NO_MAJORITY and len(history.without_majority) < 1:
-                history.without_majority.append(finding)
+        history.damage = store.open_damage()
+        history.blame = store.blame()
     history.watched = None if pid is None else watcher.is_watched(context, pid)
     return history
 
@@ -215,7 +211,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
             state, note = ails, "does not answer" if ails is CopyState.STALLED else "every read fails"
         elif missed := next((s for s in history.suspicions if s.copy == name and s.missed), None):
             state, note = CopyState.SUSPECT, _missed(missed)
-        elif left := history.open_by_copy.get(name, 0):
+        elif left := history.damage.by_copy.get(name, 0):
             state, note = CopyState.SUSPECT, f"{left} damaged range{'s' if left > 1 else ''} not repaired"
         elif history.uncompared:
             state, note = CopyState.SUSPECT, "not compared since an unclean stop"
@@ -233,6 +229,21 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         note=note,
         away_since=None if absence is None else absence.since,
         missed_bytes=missed_bytes,
+        blame=_blame(history.blame, name),
+    )
+
+
+def _blame(found: Blame | None, name: str) -> CopyBlame | None:
+    if found is None or found.copy != name:
+        return None
+    return CopyBlame(
+        scrubs=found.scrubs,
+        of_scrubs=found.of_scrubs,
+        days=found.days,
+        outvoted=found.faults.outvoted,
+        unreadable=found.faults.unreadable,
+        recurring=found.faults.recurring,
+        others=found.others,
     )
 
 
@@ -295,8 +306,7 @@ def _judge(
     if any(copy.state is CopyState.STALLED for copy in copies):
         names = ", ".join(copy.name for copy in copies if copy.state is CopyState.STALLED)
         return SetState.STALLED, f"Copy {names} does not answer; reads and writes of the volume wait for it."
-    if history.without_majority:
-        first = history.without_majority[0]
+    if (first := history.damage.without_majority) is not None:
         if missed := sorted({s.copy for s in history.suspicions if s.missed}):
             return (
                 SetState.DAMAGED,

@@ -30,6 +30,7 @@ from qorumctl.controller.settling import Settlement, settle
 from qorumctl.controller.vet_return import vet_return
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.copies.nbd_link import ALLOCATION, NbdLink
+from qorumctl.core.chronicle import Entry
 from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, split, total_bytes
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
@@ -146,7 +147,7 @@ class _Rejoin:
         elif inside:
             return self._result.model_copy(update={"changed": False})
         else:
-            self._store.note_absence(self._mark)
+            self._store.note_absence(self._mark, Entry.FOUND_OUTSIDE)
         if inside and not self._mark.left:
             # A detach was killed before it had come to anything: the copy has every write.
             self._fence.run(self._quorum.children.export(self._name))
@@ -471,7 +472,7 @@ class _Rejoin:
         identity.admit(spec, self._name, identity.this_host(), without=self._away())
         if self._mark.kept and self._mark.serials:
             self._store.clear_suspicions(self._mark.serials)
-        self._store.forget_absence(self._name)
+        self._store.forget_absence(self._name, detail=self._result.reason or "")
         records = self._fence.run(self._quorum.missed.of(self._name))
         self._fence.run(self._quorum.missed.drop([record.name for record in records]))
         return self._result.model_copy(update={"warnings": warnings})

@@ -50,4 +50,4 @@ def clear_compared(store: Store, spec: SetSpec, run_id: int) -> None:
             # Where an unclean stop explains the difference, nobody is named: it may be in any copy.
             left.update(finding.copies or spec.copy_names)
     settled = {s.key: noted[s.key] for s in store.suspicions() if s.key in noted and s.copy not in left}
-    store.clear_suspicions(settled)
+    store.clear_suspicions(settled, run=run_id)

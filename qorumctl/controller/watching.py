@@ -159,7 +159,7 @@ class _Watch:
         if event.missed_write and event.copy is not None:
             why = f"a {event.operation} failed ({event.error})"
             copies = [event.copy]
-            await self._noting(lambda store: store.suspect(copies, missed=True, why=why))
+            await self._noting(lambda store: store.suspect(copies, missed=True, why=why, failed=True))
         elif dropped and event.copy is not None:
             copies = [event.copy]
             await self._noting(lambda store: store.suspect(copies, missed=False, why=TOO_FAST))

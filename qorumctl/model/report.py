@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qorumctl.core.chronicle import Entry
 from qorumctl.core.diagnosis import Kind
 from qorumctl.core.findings import Action, Cause, FindingVerdict, Source
 
@@ -39,6 +40,8 @@ class FindingDocument(Document):
     source: Source = Source.SCRUB
     diagnosis: DiagnosisDocument
     confirmed: str
+    recurring: int = Field(0, description="earlier findings of the same copy in this place that were repaired")
+    last_repaired: str | None = Field(None, description="when the last of them was found")
 
 
 class RangeDocument(Document):
@@ -95,7 +98,26 @@ class RunSummary(Document):
     findings: dict[Action, int]
 
 
+class CopyEntry(Document):
+    """What happened to a copy, however often."""
+
+    kind: Entry
+    number: int
+    first: str
+    last: str
+    run: int | None = Field(None, description="the last run in which it happened, where it happens in runs")
+    detail: str | None = Field(None, description="of the last time")
+
+
+class CopyHistory(Document):
+    name: str
+    entries: list[CopyEntry]
+
+
 class History(Document):
     schema_: Literal["qorum.history/1"] = Field("qorum.history/1", alias="schema")
     set: str
     runs: list[RunSummary]
+    copies: list[CopyHistory] = Field(
+        default_factory=list, description="copies of which anything is on record, also those that the set had once"
+    )

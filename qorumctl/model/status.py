@@ -30,6 +30,20 @@ class CopyState(StrEnum):
     """The set is stopped: nobody looked."""
 
 
+class CopyBlame(Document):
+    """Why a copy's storage is the one to replace: it was at fault in `scrubs` of the last `of_scrubs` that compared it,
+    on `days` days. What was known to be damaged before, and what an unclean stop or missed writes explain, is not
+    counted."""
+
+    scrubs: int
+    of_scrubs: int
+    days: int
+    outvoted: int = Field(description="ranges in which it was outvoted, in these scrubs")
+    unreadable: int = Field(description="ranges that it could not read")
+    recurring: int = Field(description="those of them that had been repaired before")
+    others: int = Field(description="those of these scrubs in which another copy was at fault, too")
+
+
 class CopyStatus(Document):
     """Counts come from this set's own history of scrubs: a storage daemon counts nothing."""
 
@@ -41,6 +55,9 @@ class CopyStatus(Document):
     repaired: int
     missed_writes: bool = Field(False, description="a write or a flush of it failed: a scrub does not count its vote")
     note: str | None = None
+    blame: CopyBlame | None = Field(
+        None, description="it was at fault again and again, as no other copy; says nothing about its state now"
+    )
     away_since: str | None = Field(None, description="when it left the quorum, until it is back and proven current")
     missed_bytes: int | None = Field(
         None, description="written since it left, by the daemon's record; null: there is none, or it is not away"

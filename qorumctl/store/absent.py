@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
+from qorumctl.core.chronicle import Entry
+from qorumctl.store import chronicle
 from qorumctl.store.database import Database
 
 _PREFIX = "away."
@@ -81,14 +83,25 @@ def _makes_sense(mark: Mapping[str, object]) -> bool:
     )
 
 
-def put(database: Database, absence: Absence) -> None:
+def put(database: Database, absence: Absence, *, how: Entry | None, time: str) -> None:
+    """`how`: under what it goes on record where the copy leaves with this mark; None: it has left before."""
+    key = f"{_PREFIX}{absence.copy}"
     with database.write() as connection:
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        had_left = row is not None and _read(absence.copy, str(row["value"])).left
         connection.execute(
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (f"{_PREFIX}{absence.copy}", json.dumps(asdict(absence))),
+            (key, json.dumps(asdict(absence))),
         )
+        if how is not None and absence.left and not had_left:
+            chronicle.note(connection, absence.copy, how, time, detail=absence.lost)
 
 
-def remove(database: Database, copy: str) -> None:
+def remove(database: Database, copy: str, *, how: Entry | None, time: str, detail: str) -> None:
+    """`how`: under what it goes on record where a copy that had left comes back; None: it does not."""
+    key = f"{_PREFIX}{copy}"
     with database.write() as connection:
-        connection.execute("DELETE FROM meta WHERE key = ?", (f"{_PREFIX}{copy}",))
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+        if how is not None and row is not None and _read(copy, str(row["value"])).left:
+            chronicle.note(connection, copy, how, time, detail=detail)

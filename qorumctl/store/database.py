@@ -65,7 +65,29 @@ PRAGMA application_id = 1366455661;
 """`newest_run`: the newest run that had begun when the finding was written. Which of two things was first must not be
 asked of the clock: it jumps. `set`: whose state this is; '' of one that was written before this was noted."""
 
-MIGRATIONS: tuple[str, ...] = (_SCHEMA_1, _SCHEMA_2)
+_SCHEMA_3 = """
+ALTER TABLE findings ADD COLUMN blamed TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE findings ADD COLUMN known INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE findings ADD COLUMN recurring INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE findings ADD COLUMN last_repaired TEXT;
+ALTER TABLE findings ADD COLUMN width INTEGER NOT NULL DEFAULT 0;
+UPDATE findings SET width = length(printf('%x', length)), known = action <> 'repaired';
+UPDATE findings SET blamed = copies WHERE verdict <> 'no-majority'
+    AND run NOT IN (SELECT id FROM runs WHERE parameters LIKE '%"uncounted"%' OR parameters LIKE '%.missed"%');
+CREATE INDEX findings_by_place ON findings (width, start);
+CREATE INDEX findings_by_blame ON findings (run, known, blamed, verdict, recurring);
+CREATE INDEX findings_open ON findings (run, newest_run, copies, verdict)
+    WHERE action IN ('left', 'failed', 'pending');
+CREATE TABLE chronicle (
+    copy TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,
+    run INTEGER, newest_run INTEGER NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (copy, kind)
+) STRICT;
+INSERT INTO chronicle SELECT copy, 'write-error', count(*), min(time), max(time), NULL, 0, '' FROM events
+    WHERE copy IS NOT NULL AND detail LIKE '%"missed_write": true%' GROUP BY copy;
+"""
+"""What speaks against a copy: see store/faults.py for the columns, store/chronicle.py for the table."""
+
+MIGRATIONS: tuple[str, ...] = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3)
 """MIGRATIONS[n] leads from version n to n + 1. Applied in one transaction; never changed once released."""
 
 
@@ -184,7 +206,7 @@ class Database:
                     path=str(self.path),
                 )
 
-    def rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
+    def rows(self, query: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[sqlite3.Row]:
         """All rows of a small answer."""
         with self._lock, translated(self.path):
             return self._connection.execute(query, parameters).fetchall()

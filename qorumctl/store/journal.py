@@ -11,6 +11,7 @@ from qorumctl.core.findings import Checkpoint, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import StoreError
 from qorumctl.store.database import Database
+from qorumctl.store.faults import FAULT_COLUMNS, Judge
 from qorumctl.store.records import (
     CHECKPOINT_COLUMNS,
     FINDING_COLUMNS,
@@ -20,6 +21,9 @@ from qorumctl.store.records import (
 )
 
 _NEWEST = "(SELECT max(id) FROM runs)"
+_NONE_YET = (1 << 63) - 1
+"""In place of the id of a finding that is about to be written."""
+_COLUMNS = (*FINDING_COLUMNS, *FAULT_COLUMNS)
 
 
 class RunJournal:
@@ -33,7 +37,8 @@ class RunJournal:
         """Records confirmed findings, pending, before anything is healed; returns their ids, in order."""
         with self._database.write() as connection:
             self._check_running(connection)
-            return [_insert(connection, self.run_id, finding) for finding in findings]
+            judge = Judge(self._database, self.run_id)
+            return [_insert(connection, self.run_id, finding, judge) for finding in findings]
 
     def conclude(
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
@@ -41,10 +46,11 @@ class RunJournal:
         """Gives pending findings their final form, records those that need no repair, and moves the checkpoint."""
         with self._database.write() as connection:
             self._check_running(connection)
+            judge = Judge(self._database, self.run_id)
             for finding_id, finding in settled:
-                self._replace(connection, finding_id, finding)
+                self._replace(connection, finding_id, finding, judge)
             for finding in findings:
-                _insert(connection, self.run_id, finding)
+                _insert(connection, self.run_id, finding, judge)
             self._move(connection, checkpoint)
 
     def _check_running(self, connection: sqlite3.Connection) -> None:
@@ -63,12 +69,12 @@ class RunJournal:
             (*checkpoint_values(checkpoint), self.run_id),
         )
 
-    def _replace(self, connection: sqlite3.Connection, finding_id: int, finding: Finding) -> None:
-        columns = ", ".join(f"{column}=?" for column in FINDING_COLUMNS)
+    def _replace(self, connection: sqlite3.Connection, finding_id: int, finding: Finding, judge: Judge) -> None:
+        columns = ", ".join(f"{column}=?" for column in _COLUMNS)
         changed = connection.execute(
             f"UPDATE findings SET {columns}, newest_run = {_NEWEST}"  # noqa: S608 - constants
             " WHERE id = ? AND run = ? AND action = 'pending'",
-            (*finding_values(finding), finding_id, self.run_id),
+            (*finding_values(finding), *judge.values(finding, finding_id), finding_id, self.run_id),
         )
         if changed.rowcount != 1:
             raise StoreError(
@@ -80,11 +86,11 @@ class RunJournal:
         _insert_versions(connection, finding_id, finding)
 
 
-def _insert(connection: sqlite3.Connection, run_id: int, finding: Finding) -> int:
-    marks = ", ".join("?" for _ in FINDING_COLUMNS)
+def _insert(connection: sqlite3.Connection, run_id: int, finding: Finding, judge: Judge) -> int:
+    marks = ", ".join("?" for _ in _COLUMNS)
     cursor = connection.execute(
-        f"INSERT INTO findings (newest_run, run, {', '.join(FINDING_COLUMNS)}) VALUES ({_NEWEST}, ?, {marks})",  # noqa: S608
-        (run_id, *finding_values(finding)),
+        f"INSERT INTO findings (newest_run, run, {', '.join(_COLUMNS)}) VALUES ({_NEWEST}, ?, {marks})",  # noqa: S608
+        (run_id, *finding_values(finding), *judge.values(finding, _NONE_YET)),
     )
     if cursor.lastrowid is None:
         raise sqlite3.InternalError("an inserted row has no id")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from typing import NamedTuple
 
 from qorumctl.core.findings import Action, FindingVerdict
 from qorumctl.core.ranges import Range, RangeSet, coalesce, total_bytes
 from qorumctl.model.report import (
+    CopyEntry,
+    CopyHistory,
     DiagnosisDocument,
     FindingDocument,
     History,
@@ -19,6 +24,7 @@ from qorumctl.model.report import (
     RunSummary,
     ScrubReport,
 )
+from qorumctl.store import chronicle
 from qorumctl.store.database import Database
 from qorumctl.store.records import RunRecord, RunState, names_from_json, outcome_of_group, run_from_row, worst
 
@@ -44,20 +50,7 @@ def outcome_of(run: RunRecord) -> Outcome:
 
 def findings(database: Database, run_id: int) -> Iterator[FindingDocument]:
     """The findings of a run by offset, without the guest's data."""
-    return (document for document, _ in _dated(database, run_id))
-
-
-def _dated(database: Database, run_id: int, *, only_open: bool = False) -> Iterator[tuple[FindingDocument, int]]:
-    """(finding, the newest run that had begun when it was written)."""
-    where = f"AND action IN {_OPEN}" if only_open else ""
-    # A row with a place before the disk's beginning is damage of the database, to be told and not passed over.
-    start, last_id = -_LARGEST_ID, -1
-    while True:
-        rows = database.rows(
-            f"SELECT * FROM findings WHERE run = ? AND (start, id) > (?, ?) {where}"  # noqa: S608 - constants
-            " ORDER BY start, id LIMIT ?",
-            (run_id, start, last_id, _PAGE_ROWS),
-        )
+    for rows in _pages(database, "*", run_id):
         marks = ", ".join("?" for _ in rows)
         votes: dict[int, dict[str, list[str]]] = defaultdict(dict)
         for vote in database.rows(
@@ -66,7 +59,20 @@ def _dated(database: Database, run_id: int, *, only_open: bool = False) -> Itera
         ):
             votes[vote["finding"]][vote["digest"]] = database.parse(partial(json.loads, vote["copies"]))
         for row in rows:
-            yield database.parse(partial(_document, row, votes[row["id"]])), row["newest_run"]
+            yield database.parse(partial(_document, row, votes[row["id"]]))
+
+
+def _pages(database: Database, columns: str, run_id: int, where: str = "") -> Iterator[list[sqlite3.Row]]:
+    """Rows of the findings of a run, by offset. `columns` have `start` and `id` among them."""
+    # A row with a place before the disk's beginning is damage of the database, to be told and not passed over.
+    start, last_id = -_LARGEST_ID, -1
+    while True:
+        rows = database.rows(
+            f"SELECT {columns} FROM findings WHERE run = ? AND (start, id) > (?, ?) {where}"  # noqa: S608 - constants
+            " ORDER BY start, id LIMIT ?",
+            (run_id, start, last_id, _PAGE_ROWS),
+        )
+        yield rows
         if len(rows) < _PAGE_ROWS:
             return
         start, last_id = rows[-1]["start"], rows[-1]["id"]
@@ -87,6 +93,8 @@ def _document(row: sqlite3.Row, votes: dict[str, list[str]]) -> FindingDocument:
         source=row["source"],
         diagnosis=DiagnosisDocument(**json.loads(row["diagnosis"])),
         confirmed=row["confirmed"],
+        recurring=row["recurring"],
+        last_repaired=row["last_repaired"],
     )
 
 
@@ -153,7 +161,23 @@ def runs(database: Database, limit: int) -> list[RunRecord]:
 
 
 def history(database: Database, set_name: str, limit: int) -> History:
-    return History(set=set_name, runs=[run_summary(database, run) for run in runs(database, limit)])
+    summaries = [run_summary(database, run) for run in runs(database, limit)]
+    chapters = chronicle.all_of(database)
+    return database.parse(partial(_history, set_name, summaries, chapters))
+
+
+def _history(set_name: str, summaries: list[RunSummary], chapters: list[chronicle.Chapter]) -> History:
+    copies = [
+        CopyHistory(
+            name=name,
+            entries=[
+                CopyEntry(kind=c.kind, number=c.number, first=c.first, last=c.last, run=c.run, detail=c.detail or None)
+                for c in of_copy
+            ],
+        )
+        for name, of_copy in groupby(chapters, key=lambda chapter: chapter.copy)
+    ]
+    return History(set=set_name, runs=summaries, copies=copies)
 
 
 def copy_counts(database: Database) -> dict[str, tuple[int, int, int]]:
@@ -172,15 +196,87 @@ def _copies(row: sqlite3.Row) -> list[str]:
     return names_from_json(row["copies"])
 
 
-def open_findings(database: Database) -> Iterator[FindingDocument]:
-    """Findings that nobody has repaired and no later run has looked at again, newest run first.
+class OpenFinding(NamedTuple):
+    offset: int
+    length: int
+    verdict: FindingVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDamage:
+    """Findings that nobody has repaired and no later run has looked at again. `by_copy`: those in which a majority
+    spoke against it. `without_majority`: the first where there was none.
 
     A pending one counts: a repair that was begun and never verified proves nothing.
     """
+
+    number: int
+    by_copy: dict[str, int]
+    without_majority: OpenFinding | None
+
+
+def open_damage(database: Database) -> OpenDamage:
+    """Counted in SQL: there can be very many, and a status must not wait for that."""
+    number, by_copy = 0, Counter[str]()
     for run, later in _runs_not_outdated(database):
-        for found, newest_run in _dated(database, run.id, only_open=True):
-            if any(later.after(newest_run).rest_of(Range(found.offset, found.length))):
-                yield found
+        groups = _open_groups(database, run.id)
+        for newest_run in {group[0] for group in groups}:
+            for part in later.after(newest_run).ranges:
+                groups.update(_looked_at_again(database, run.id, newest_run, part))
+        for (_, copies, verdict), count in groups.items():
+            number += count
+            if verdict is not FindingVerdict.NO_MAJORITY:
+                by_copy.update(dict.fromkeys(copies, count))
+    return OpenDamage(number, dict(by_copy), next(open_findings(database, FindingVerdict.NO_MAJORITY), None))
+
+
+_Groups = Counter[tuple[int, tuple[str, ...], FindingVerdict]]
+
+
+def _open_groups(database: Database, run_id: int) -> _Groups:
+    rows = database.rows(
+        "SELECT newest_run, copies, verdict, count(*) AS n FROM findings"  # noqa: S608 - a constant
+        f" WHERE run = ? AND action IN {_OPEN} GROUP BY 1, 2, 3",
+        (run_id,),
+    )
+    return database.parse(lambda: _grouped(rows, 1))
+
+
+def _looked_at_again(database: Database, run_id: int, newest_run: int, part: Range) -> _Groups:
+    """To be taken away. Not the parts of a finding: what lies in the set of all that was looked at again lies in one
+    of its ranges."""
+    rows = database.rows(
+        "SELECT newest_run, copies, verdict, count(*) AS n FROM findings INDEXED BY findings_by_offset"  # noqa: S608
+        f" WHERE run = ? AND start >= ? AND start < ? AND start + length <= ? AND newest_run = ? AND action IN {_OPEN}"
+        " GROUP BY 1, 2, 3",
+        (run_id, part.offset, part.end, part.end, newest_run),
+    )
+    return database.parse(lambda: _grouped(rows, -1))
+
+
+def _grouped(rows: list[sqlite3.Row], sign: int) -> _Groups:
+    return _Groups(
+        {
+            (row["newest_run"], tuple(names_from_json(row["copies"])), FindingVerdict(row["verdict"])): sign * row["n"]
+            for row in rows
+        }
+    )
+
+
+def open_findings(database: Database, verdict: FindingVerdict | None = None) -> Iterator[OpenFinding]:
+    """One after the other, newest run first."""
+    where = f"AND action IN {_OPEN}" + (f" AND verdict = '{verdict}'" if verdict else "")
+    for run, later in _runs_not_outdated(database):
+        for rows in _pages(database, "id, start, length, verdict, newest_run", run.id, where):
+            yield from database.parse(partial(_still_open, rows, later))
+
+
+def _still_open(rows: list[sqlite3.Row], later: _Looks) -> list[OpenFinding]:
+    return [
+        OpenFinding(row["start"], row["length"], FindingVerdict(row["verdict"]))
+        for row in rows
+        if any(later.after(row["newest_run"]).rest_of(Range(row["start"], row["length"])))
+    ]
 
 
 class _Looks:

@@ -12,15 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qorumctl.core.blame import Blame, blame
+from qorumctl.core.chronicle import Entry
 from qorumctl.core.findings import Cause, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import absent, journal, reports, suspicions
+from qorumctl.store import absent, chronicle, faults, journal, reports, suspicions
 from qorumctl.store.absent import Absence
+from qorumctl.store.chronicle import Chapter
 from qorumctl.store.database import FILE_NAME, Database
 from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_row, worst
+from qorumctl.store.reports import OpenDamage, OpenFinding
 from qorumctl.store.suspicions import Suspicion
 
 _MOST_EVENTS = 10_000
@@ -268,8 +272,12 @@ class Store:
         """Copy -> (outvoted, unreadable, repaired): findings of all runs."""
         return reports.copy_counts(self._database)
 
-    def open_findings(self) -> Iterator[FindingDocument]:
+    def open_damage(self) -> OpenDamage:
         """Damage that nobody has repaired and no later run has looked at again."""
+        return reports.open_damage(self._database)
+
+    def open_findings(self) -> Iterator[OpenFinding]:
+        """The same, one after the other."""
         return reports.open_findings(self._database)
 
     # Events and marks.
@@ -291,16 +299,17 @@ class Store:
         rows = self._database.rows("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT 1000", (event_id,))
         return [Event(row["id"], row["time"], row["kind"], row["copy"], row["detail"]) for row in rows]
 
-    def suspect(self, copies: Iterable[str], *, missed: bool, why: str) -> None:
-        """Marks copies that have missed a write (`missed`), or may have. On disk when this returns."""
-        suspicions.add(self._database, copies, missed=missed, why=why, time=self._now())
+    def suspect(self, copies: Iterable[str], *, missed: bool, why: str, failed: bool = False) -> None:
+        """Marks copies that have missed a write (`missed`), or may have; `failed`: a write of them did just now. On
+        disk when this returns."""
+        suspicions.add(self._database, copies, missed=missed, why=why, time=self._now(), failed=failed)
 
     def suspicions(self) -> list[Suspicion]:
         return suspicions.all_of(self._database)
 
-    def clear_suspicions(self, serials: Mapping[str, int]) -> None:
-        """`Suspicion.key` -> serial: what was set again since stays."""
-        suspicions.clear(self._database, serials)
+    def clear_suspicions(self, serials: Mapping[str, int], *, run: int | None = None) -> None:
+        """`Suspicion.key` -> serial: what was set again since stays. `run`: the scrub that has settled it."""
+        suspicions.clear(self._database, serials, time=self._now(), run=run)
 
     def check_whole(self) -> None:
         """Raises DamagedStateError where any page of the database is not what it should be. Reads all of it."""
@@ -312,12 +321,27 @@ class Store:
         """Copy -> the mark that it is away."""
         return absent.all_of(self._database)
 
-    def note_absence(self, absence: Absence) -> None:
-        """Sets or replaces the mark of one copy. On disk when this returns."""
-        absent.put(self._database, absence)
+    def note_absence(self, absence: Absence, how: Entry | None = None) -> None:
+        """Sets or replaces the mark of one copy; `how` it leaves, where it does. On disk when this returns."""
+        absent.put(self._database, absence, how=how, time=self._now())
 
-    def forget_absence(self, copy: str) -> None:
-        absent.remove(self._database, copy)
+    def forget_absence(self, copy: str, how: Entry | None = Entry.REJOINED, detail: str = "") -> None:
+        absent.remove(self._database, copy, how=how, time=self._now(), detail=detail)
+
+    # What has happened to the copies.
+
+    def note_entry(self, copy: str, kind: Entry, *, run: int | None = None, detail: str = "") -> None:
+        """It has happened (once more). After Entry.REPLACED nothing that was found before speaks against the copy."""
+        with self._database.write() as connection:
+            chronicle.note(connection, copy, kind, self._now(), run=run, detail=detail)
+
+    def chronicle(self) -> list[Chapter]:
+        """By copy and kind: how often it happened, first and last."""
+        return chronicle.all_of(self._database)
+
+    def blame(self) -> Blame | None:
+        """The copy that was at fault in scrub after scrub, as no other was."""
+        return blame(faults.looks(self._database), chronicle.replaced(self._database))
 
     def meta(self, key: str) -> str | None:
         row = self._database.row("SELECT value FROM meta WHERE key = ?", (key,))

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from qorumctl.core.chronicle import Entry
+from qorumctl.store import chronicle
 from qorumctl.store.database import Database
 
 _PREFIX = "suspect."
@@ -41,8 +43,9 @@ def key_of(copy: str, *, missed: bool) -> str:
     return f"{_PREFIX}{copy}.{'missed' if missed else 'unwatched'}"
 
 
-def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, time: str) -> None:
-    """Marks each of `copies`. A mark that is there already keeps its `since`."""
+def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, time: str, failed: bool = False) -> None:
+    """Marks each of `copies`. A mark that is there already keeps its `since`. `failed`: the daemon has told of a write
+    that failed, once more."""
     with database.write() as connection:
         noted = _value(connection, _SERIAL)
         serial = database.parse(lambda: int(noted or 0))
@@ -59,6 +62,11 @@ def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, ti
                 "why": why,
             }
             _set(connection, key, json.dumps(mark))
+            if failed:
+                chronicle.note(connection, copy, Entry.WRITE_ERROR, time, detail=why)
+            if before is None:
+                kind = Entry.MISSED_WRITE if failed else Entry.MAY_HAVE_MISSED
+                chronicle.note(connection, copy, kind, time, detail=why)
         _set(connection, _SERIAL, str(serial))
 
 
@@ -79,11 +87,24 @@ def _from_text(key: str, text: str) -> Suspicion:
     return mark
 
 
-def clear(database: Database, serials: Mapping[str, int]) -> None:
-    """Key -> serial. A mark that was set again since stays."""
+def clear(database: Database, serials: Mapping[str, int], *, time: str, run: int | None) -> None:
+    """Key -> serial. A mark that was set again since stays. `run`: the scrub that has proven the copies current; None:
+    something else has, which tells of it itself."""
     with database.write() as connection:
+        cleared = set()
         for key, serial in serials.items():
-            connection.execute("DELETE FROM meta WHERE key = ? AND json_extract(value, '$.serial') = ?", (key, serial))
+            gone = connection.execute(
+                "DELETE FROM meta WHERE key = ? AND json_extract(value, '$.serial') = ?", (key, serial)
+            )
+            if gone.rowcount:
+                cleared.add(_copy_of(key))
+        for copy in sorted(cleared if run is not None else ()):
+            if all(_value(connection, key_of(copy, missed=missed)) is None for missed in (True, False)):
+                chronicle.note(connection, copy, Entry.CLEARED, time, run=run)
+
+
+def _copy_of(key: str) -> str:
+    return key.removeprefix(_PREFIX).rpartition(".")[0]
 
 
 def _value(connection: sqlite3.Connection, key: str) -> str | None:

@@ -48,6 +48,23 @@ errors: No known errors
     )
 
 
+def test_a_copy_that_is_at_fault_again_and_again_is_pointed_at() -> None:
+    blame = {"scrubs": 5, "of_scrubs": 6, "days": 5, "outvoted": 22, "unreadable": 1, "recurring": 4, "others": 0}
+    lines = shown(copies=[copy("a"), copy("b", outvoted=22, unreadable=1, blame=blame), copy("c")]).splitlines()
+    assert "\n".join(lines[1:6]) == text(
+        """
+    state: healthy
+   advice: Copy b was outvoted or unreadable in 5 of the last 6 scrubs, on 5
+           days (23 ranges, 4 of them repaired before), and no other copy was:
+           that appliance is the one to replace: 'qorumctl copy replace web01 b
+           SOURCE'.
+"""
+    )
+    told = shown(copies=[copy("b", blame=blame | {"unreadable": 0, "recurring": 0, "others": 1})])
+    assert "Copy b was outvoted in 5 of the last 6 scrubs" in told
+    assert "; another copy was in 1 of them: that" in " ".join(told.split())
+
+
 def test_a_degraded_set_with_a_scrub_at_work_and_long_paths() -> None:
     long = "nbd+unix:///web01?socket=/srv/a-very-long-directory-name/that-goes-on/nbd.sock"
     got = shown(

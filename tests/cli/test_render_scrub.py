@@ -8,8 +8,8 @@ import pytest
 
 from qorumctl.cli import render_scrub
 from qorumctl.controller.observer import ScrubPosition, ScrubStart
-from qorumctl.model.report import FindingDocument, History
-from tests.cli.documents import GIB, MIB, finding, report, run_summary
+from qorumctl.model.report import FindingDocument
+from tests.cli.documents import GIB, MIB, finding, report
 from tests.cli.screen import screen, text
 
 TIED: dict[str, Any] = {
@@ -212,28 +212,24 @@ def test_without_a_majority_the_versions_are_counted(votes: dict[str, list[str]]
     assert render_scrub.diagnosis_in_words(finding(**(TIED | {"votes": votes}))) == words
 
 
-def test_a_history() -> None:
-    runs = [
-        run_summary(),
-        run_summary(run=11, outcome="unfinished", scanned_bytes=9 * GIB, finished=None),
-        run_summary(run=10, outcome="no-majority", findings={"repaired": 3, "left": 12, "failed": 1}),
-    ]
-    assert screen(render_scrub.history(History(set="web01", runs=runs))) == text(
+def test_damage_that_comes_back_is_told_in_the_table_and_below_it() -> None:
+    again = finding(recurring=2, last_repaired="2026-11-20T23:59:59.000Z")
+    got = screen(render_scrub.scrub(report(again, finding(2, 2 * MIB), outcome="repaired")))
+    assert "bit-flips" not in got
+    assert got == text(
         """
-RUN  STARTED              MODE    OUTCOME       TOOK  COVERED  FINDINGS
- 12  2026-11-22 03:00:00  repair  clean        4m12s    100 %  -
- 11  2026-11-22 03:00:00  repair  unfinished       -     45 %  -
- 10  2026-11-22 03:00:00  repair  no-majority  4m12s    100 %  3 repaired, 12
-                                                               left, 1 failed
+ID   OFFSET  LENGTH  COPIES  VERDICT   ACTION    WHAT
+ 1  1048576     512  b       outvoted  repaired  1 bit flipped
+                                                 again: repaired 2026-11-20
+ 2  2097152     512  b       outvoted  repaired  1 bit flipped
 
-Times are UTC.
+web01: 2 ranges, 1 KiB, were repaired and verified (copy b twice). Nothing is to
+be done now; should copy b come up again, look at the storage behind it.
+
+1 range of 512 B was damaged again after a repair (copy b once): there the
+storage of copy b does not keep what is written to it, and another repair will
+not change that.
 """
-    )
-
-
-def test_a_set_without_history() -> None:
-    assert screen(render_scrub.history(History(set="web01", runs=[]))) == (
-        "web01 was never scrubbed. 'qorumctl scrub web01' does it."
     )
 
 
