@@ -217,7 +217,7 @@ class OpenDamage:
 
 def open_damage(database: Database) -> OpenDamage:
     """Counted in SQL: there can be very many, and a status must not wait for that."""
-    number, by_copy = 0, Counter[str]()
+    number, tied, by_copy = 0, 0, Counter[str]()
     for run, later in _runs_not_outdated(database):
         groups = _open_groups(database, run.id)
         for newest_run in {group[0] for group in groups}:
@@ -225,9 +225,12 @@ def open_damage(database: Database) -> OpenDamage:
                 groups.update(_looked_at_again(database, run.id, newest_run, part))
         for (_, copies, verdict), count in groups.items():
             number += count
-            if verdict is not FindingVerdict.NO_MAJORITY:
+            if verdict is FindingVerdict.NO_MAJORITY:
+                tied += count
+            else:
                 by_copy.update(dict.fromkeys(copies, count))
-    return OpenDamage(number, dict(by_copy), next(open_findings(database, FindingVerdict.NO_MAJORITY), None))
+    first = next(open_findings(database, FindingVerdict.NO_MAJORITY), None) if tied else None
+    return OpenDamage(number, dict(by_copy), first)
 
 
 _Groups = Counter[tuple[int, tuple[str, ...], FindingVerdict]]
