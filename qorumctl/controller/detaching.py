@@ -160,9 +160,10 @@ def _refuse_too_few(spec: SetSpec, name: str, unfit: Mapping[str, str]) -> None:
     left = len(spec.copies) - 1 - len(unfit)
     if left < spec.threshold:
         why = f" ({', '.join(unfit.values())})" if unfit else ""
+        copies = "copy" if left == 1 else "copies"
         raise RefusedError(
-            f"Copy {name} cannot leave {spec.name}: {left} current copies would remain{why}, and {spec.threshold} are "
-            "needed.",
+            f"Copy {name} cannot leave {spec.name}: {left} current {copies} would remain{why}, and {spec.threshold} "
+            "are needed.",
             remedy=f"Nothing was changed. Bring another copy up to date first: see 'qorumctl status {spec.name}'."
             if unfit
             else "Nothing was changed.",

@@ -293,7 +293,8 @@ class _Rejoin:
         before: int | None = None
         for _ in range(_MOST_PASSES):
             ended = self._fence.run(self._quorum.missed.rotate(self._name))
-            self._teller.begin("copying what it missed", max(1, self._marked_bytes(ended)), 0)
+            if most := self._marked_bytes(ended):
+                self._teller.begin("copying what it missed", most, 0)
             size, unknown = 0, list[Range]()
             with closing(self._marked(ended)) as parts:
                 for ranges in parts:

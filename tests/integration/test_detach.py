@@ -57,7 +57,7 @@ async def test_too_few_would_remain(live_set: LiveSets) -> None:
     await refused(
         live,
         live.sets.detach(NAME, "c"),
-        "Copy c cannot leave web01: 1 current copies would remain (copy b is away), and 2 are needed. "
+        "Copy c cannot leave web01: 1 current copy would remain (copy b is away), and 2 are needed. "
         "Nothing was changed. Bring another copy up to date first: see 'qorumctl status web01'.",
     )
     await live.sets.rejoin(NAME, "b")
@@ -168,7 +168,7 @@ async def test_a_copy_that_hangs_leaves_once_its_server_is_killed(nbdkit: Nbdkit
         await live.sets.detach(NAME, "b")
     with pytest.raises(DaemonStalledError, match="Kill the copy's own server"):
         await live.sets.detach(NAME, "b", force=True)
-    server.end()
+    server.kill()
     assert guest.wait(ticket, 30)
     shadow[AT : AT + len(NEW)] = NEW
     guest.close()
