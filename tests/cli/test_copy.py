@@ -13,8 +13,8 @@ def test_a_copy_leaves_and_comes_back(machine: Machine) -> None:
     machine.make("w")
     said = machine.run("copy", "detach", "w", "b").stdout
     assert " ".join(said.split()) == (
-        "Copy b of w is detached. Its storage can be taken down; 'qorumctl copy rejoin w b' copies what it misses from "
-        "now on."
+        "Copy b of w is detached. Its storage can be taken down; 'qorumctl copy rejoin w b' copies what it misses "
+        "meanwhile."
     )
     assert all(len(line) <= 80 for line in said.splitlines())
     assert "detached already: nothing was changed" in " ".join(machine.run("copy", "detach", "w", "b").stdout.split())

@@ -119,7 +119,7 @@ async def test_copies_behind_nbd_have_no_sidecar_and_are_refused_all_the_same(
         await live.sets.start(NAME, degraded=True)
 
 
-@pytest.mark.parametrize("edit", ["another name", "another name and URI", "exchanged"])
+@pytest.mark.parametrize("edit", ["another name and URI", "exchanged"])
 async def test_a_copy_that_is_away_does_not_come_back_by_another_name(
     nbdkit: Nbdkit, live_set: LiveSets, edit: str
 ) -> None:
@@ -141,8 +141,7 @@ async def test_a_copy_that_is_away_does_not_come_back_by_another_name(
     if edit == "exchanged":
         definition.write_text(before.replace(b, "@").replace(c, b).replace("@", c))
     else:
-        elsewhere = b.replace("///?", "///same?") if edit == "another name and URI" else b
-        definition.write_text(before.replace('name = "b"', 'name = "x"').replace(b, elsewhere))
+        definition.write_text(before.replace('name = "b"', 'name = "x"').replace(b, b.replace("///?", "///same?")))
     with nothing_changes(live), pytest.raises(RefusedError, match="Copy b is away since"):
         await live.start()
     if edit == "exchanged":
