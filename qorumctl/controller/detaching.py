@@ -54,7 +54,6 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
         marks = store.absences()
         mark = marks.get(name)
         if name not in state.copies:
-            closed = not state.nodes & {copy_node(name), f"{copy_node(name)}-file"}
             if mark is None or not mark.left:
                 # Somebody else took it out: nobody knows since when.
                 mark = replace(
@@ -64,8 +63,7 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
                     lost="it left the quorum unrecorded",
                 )
                 store.note_absence(mark, Entry.FOUND_OUTSIDE)
-            await quorum.children.close(name)
-            return _result(spec, mark, changed=not closed)
+            return _result(spec, mark, changed=await quorum.children.close(name))
         for copy in state.copies:
             # Killed between the end of its export and its leaving, or as it came back.
             await quorum.children.export(copy)

@@ -4,10 +4,14 @@ Facts this rests on (qemu-storage-daemon 7.2 and 10.0): QEMU's names of a quorum
 is looked up by its node each time; a node can only become a child while no export of it stands; both ways drain first,
 and a child is refused to leave when fewer than the threshold would remain. `x-` marks commands that QEMU calls
 unstable.
+
+A copy is named as in the definition, wherever its node is (see graph.py), and never is a newcomer meant by that; an
+image that is to take a copy's place is named by its key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from typing import Any
 from uuid import uuid4
 
@@ -25,9 +29,10 @@ RESYNC_PREFIX = "resync-"
 class Children:
     """The copies of one set, one at a time. Errors as QuorumSet."""
 
-    def __init__(self, spec: SetSpec, monitor: Monitor, *, timeout_s: float) -> None:
+    def __init__(self, spec: SetSpec, monitor: Monitor, newcomers: Set[str], *, timeout_s: float) -> None:
         self._spec = spec
         self._monitor = monitor
+        self._newcomers = newcomers
         self._timeout_s = timeout_s
 
     # -- nodes
@@ -49,20 +54,26 @@ class Children:
         if exported:
             await self.export(copy.name)
 
-    async def close(self, name: str) -> None:
-        """Ends all exports of a copy that is no child, and closes its nodes, also half made ones. Idempotent."""
+    async def close(self, name: str) -> bool:
+        """Ends all exports of a copy that is no child, and closes its nodes, also half made ones. Idempotent; tells
+        whether nodes were open."""
         await self.end_exports(name)
         nodes = await self._nodes()
-        for node in (graph.CLAIM, graph.copy_node(name), graph.file_node(name)):
-            if node in nodes:
-                await self._run("blockdev-del", {"node-name": node})
-        if graph.tls_id(name) in await self.credentials():
-            await self._run("object-del", {"id": graph.tls_id(name)})
+        keys = self.keys_of(name, nodes) or [name]
+        wanted = [graph.CLAIM, *(node for key in keys for node in (graph.copy_node(key), graph.file_node(key)))]
+        present = [node for node in wanted if node in nodes]
+        for node in present:
+            await self._run("blockdev-del", {"node-name": node})
+        credentials = await self.credentials()
+        for key in keys:
+            if graph.tls_id(key) in credentials:
+                await self._run("object-del", {"id": graph.tls_id(key)})
+        return bool(present)
 
     async def check_length(self, copy: CopySpec) -> None:
         """RefusedError where an open copy has not the set's length: QEMU aborts at a read past the end of a shorter
         child."""
-        node = (await self._nodes()).get(graph.copy_node(copy.name))
+        node = (await self._nodes()).get(graph.copy_node(await self.key(copy.name)))
         check_length(self._spec, copy, None if node is None else node["image"]["virtual-size"])
 
     async def credentials(self) -> list[str]:
@@ -75,17 +86,41 @@ class Children:
             return []
         return [item["name"] for item in objects if item["name"].startswith(graph.TLS_PREFIX)]
 
+    # -- where a copy is
+
+    def keys_of(self, name: str, nodes: Iterable[str]) -> list[str]:
+        """Keys of a copy of which any node is open, or of a newcomer itself, by number."""
+        if "." in name:
+            return [name]
+        keys = {key for node in nodes if (key := graph.key_of_any_node(node)) is not None}
+        mine = [key for key in keys if graph.copy_of_key(key) == name and key not in self._newcomers]
+        return sorted(mine, key=graph.key_number)
+
+    async def key(self, name: str) -> str:
+        """Where the copy's nodes are: `c`, or `c.2` where another image has taken its place since the start."""
+        keys = self.keys_of(name, await self._nodes())
+        if len(keys) < 2:
+            return keys[0] if keys else name
+        # Two, for the moment in which the one takes the other's place.
+        exports: list[dict[str, Any]] = await self._run("query-block-exports")
+        behind = {export["node-name"] for export in exports if export["id"] == graph.copy_node(name)}
+        present = children_of(await self._run("x-debug-query-block-graph"))
+        ranked = sorted(keys, key=lambda key: (graph.copy_node(key) not in behind, key not in present))
+        return ranked[0]
+
     # -- exports
 
     async def export(self, name: str) -> None:
         """The read-only export through which a copy is compared. Idempotent."""
         if graph.copy_node(name) not in await export_ids(self._monitor, timeout_s=self._timeout_s):
-            await self._run("block-export-add", graph.copy_export(name))
+            node = graph.copy_node(await self.key(name))
+            await self._run("block-export-add", graph.export(graph.copy_node(name), node))
 
     async def export_for_resync(self, name: str) -> str:
         """A writable export of a copy that is no child of the quorum; returns its name, which nobody can guess."""
         export = f"{RESYNC_PREFIX}{name}-{uuid4().hex}"
-        await self._run("block-export-add", graph.export(export, graph.copy_node(name), writable=True))
+        node = graph.copy_node(await self.key(name))
+        await self._run("block-export-add", graph.export(export, node, writable=True))
         return export
 
     async def end_exports(self, name: str | None = None) -> None:
@@ -102,19 +137,45 @@ class Children:
 
     async def take_out(self, name: str) -> None:
         """Ends the copy's exports and removes it from the quorum; its nodes stay open. Drains. Idempotent."""
+        key = await self.key(name)
         await self.end_exports(name)
-        block_graph: dict[str, Any] = await self._run("x-debug-query-block-graph")
-        child = children_of(block_graph).get(name)
-        if child is not None:
-            await self._run("x-blockdev-change", {"parent": graph.QUORUM, "child": child})
+        await self._leave(key)
 
     async def bring_in(self, copy: CopySpec) -> None:
         """Makes an open copy a child of the quorum. Drains: every write that is acknowledged from here on is in it."""
         await self.end_exports(copy.name)
         await self.check_length(copy)
-        await self._run("x-blockdev-change", {"parent": graph.QUORUM, "node": graph.copy_node(copy.name)})
+        node = graph.copy_node(await self.key(copy.name))
+        await self._run("x-blockdev-change", {"parent": graph.QUORUM, "node": node})
+
+    async def is_child(self, key: str) -> bool:
+        return key in children_of(await self._run("x-debug-query-block-graph"))
+
+    async def succeed(self, name: str, key: str) -> None:
+        """The image `key`, a child, takes the place of the copy: whatever else the copy had leaves the quorum and is
+        closed, and the copy's export is that of `key`. Drains. Idempotent."""
+        exports: list[dict[str, Any]] = await self._run("query-block-exports")
+        mine = [e["id"] for e in exports if e["id"] == graph.copy_node(name) and e["node-name"] == graph.copy_node(key)]
+        if not mine:
+            await self.end_exports(name)
+        await self.end_exports(key)
+        nodes = await self._nodes()
+        for old in (other for other in self.keys_of(name, nodes) if other != key):
+            await self._leave(old)
+            for node in (graph.copy_node(old), graph.file_node(old)):
+                if node in nodes:
+                    await self._run("blockdev-del", {"node-name": node})
+            if graph.tls_id(old) in await self.credentials():
+                await self._run("object-del", {"id": graph.tls_id(old)})
+        if not mine:
+            await self._run("block-export-add", graph.export(graph.copy_node(name), graph.copy_node(key)))
 
     # -- details
+
+    async def _leave(self, key: str) -> None:
+        child = children_of(await self._run("x-debug-query-block-graph")).get(key)
+        if child is not None:
+            await self._run("x-blockdev-change", {"parent": graph.QUORUM, "child": child})
 
     async def _claim(self, copy: CopySpec) -> None:
         """Takes, and gives back, the image lock that the quorum will take.
@@ -157,7 +218,7 @@ def check_length(spec: SetSpec, copy: CopySpec, length_bytes: int | None) -> Non
 
 
 def children_of(block_graph: dict[str, Any]) -> dict[str, str]:
-    """Copy -> QEMU's name of it as a child of the quorum, in the children's order."""
+    """Key of a copy or newcomer -> QEMU's name of it as a child of the quorum, in the children's order."""
     names = {node["id"]: node["name"] for node in block_graph["nodes"] if node["type"] == "block-driver"}
     edges = [edge for edge in block_graph["edges"] if names.get(edge["parent"]) == graph.QUORUM]
     edges.sort(key=lambda edge: int(edge["name"].rpartition(".")[2]))

@@ -5,11 +5,15 @@ volume (NBD, writable), heal (NBD, read-only)
         quorum      the vote
             copy-NAME       raw or qcow2, also exported read-only as copy-NAME
                 copy-NAME-file      file, host_device or nbd
+
+Two nodes cannot share a name, nor can one be renamed. So an image that takes a copy's place while the set runs has a key
+of its own, NAME.2 (no copy's name holds a dot), and its nodes are copy-NAME.2 and copy-NAME.2-file until the next start.
+The export copy-NAME is always that of the copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import assert_never
 
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdEndpoint, NbdSource, SetSpec
@@ -44,6 +48,27 @@ def copy_of_node(node: str) -> str | None:
     if not node.startswith(COPY_PREFIX) or node.endswith(FILE_SUFFIX):
         return None
     return node.removeprefix(COPY_PREFIX)
+
+
+def copy_of_key(key: str) -> str:
+    """`a`, and `a.2` -> `a`."""
+    return key.partition(".")[0]
+
+
+def key_number(key: str) -> int:
+    """`a` -> 1, `a.2` -> 2."""
+    number = key.partition(".")[2]
+    return int(number) if number.isdecimal() else 1
+
+
+def key_of_any_node(node: str) -> str | None:
+    """As `copy_of_node`, also for a protocol node."""
+    return copy_of_node(node.removesuffix(FILE_SUFFIX))
+
+
+def next_key(name: str, taken: Iterable[str]) -> str:
+    """Of an image that is to take the place of a copy. `taken`: keys in use, of any copy."""
+    return f"{name}.{1 + max((key_number(key) for key in taken if copy_of_key(key) == name), default=1)}"
 
 
 def tls_id(name: str) -> str:

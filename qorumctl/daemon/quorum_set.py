@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ _SETTING = re.compile(r'"(rewrite-corrupted|vote-threshold)": ?(true|false|\d+)'
 
 @dataclass(frozen=True, slots=True)
 class GraphState:
-    """What stands in the daemon. `copies`: the names of the quorum's children, in their order.
+    """What stands in the daemon. `copies`: the names of the quorum's children, in their order; `further`: the keys of
+    those that are no copies: newcomers.
 
     `nodes`: all our block nodes. `exports`: ids, those of watches included. `rewriting` and `threshold`: as the
     running quorum has them; None without a quorum, or when QEMU cut its description short (very long paths).
@@ -43,6 +44,7 @@ class GraphState:
     rewriting: bool | None
     threshold: int | None
     missed: tuple[Record, ...] = ()
+    further: tuple[str, ...] = ()
 
     @property
     def assembled(self) -> bool:
@@ -59,14 +61,22 @@ class GraphState:
 
 class QuorumSet:
     """Control of one set's graph. Errors: DaemonGoneError, DaemonStalledError after `drain_timeout_s`, and CommandError
-    from any call; others as named."""
+    from any call; others as named. `newcomers`: keys of images that are to take a copy's place, and have not yet."""
 
-    def __init__(self, spec: SetSpec, monitor: Monitor, *, drain_timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        spec: SetSpec,
+        monitor: Monitor,
+        *,
+        drain_timeout_s: float = DRAIN_TIMEOUT_S,
+        newcomers: Iterable[str] = (),
+    ) -> None:
         self._spec = spec
         self.monitor = monitor
         self._timeout_s = drain_timeout_s
         self._watches = Watches(monitor, drain_timeout_s=drain_timeout_s)
-        self.children = Children(spec, monitor, timeout_s=drain_timeout_s)
+        self.newcomers = set(newcomers)
+        self.children = Children(spec, monitor, self.newcomers, timeout_s=drain_timeout_s)
         self.missed = Missed(monitor, self._watches, spec.size, timeout_s=drain_timeout_s)
 
     # -- the graph
@@ -203,7 +213,8 @@ class QuorumSet:
             watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
         block_graph: dict[str, Any] = await self._run("x-debug-query-block-graph")
         with understood("x-debug-query-block-graph"):
-            copies = tuple(children_of(block_graph))
+            keys = tuple(children_of(block_graph))
+        copies = tuple(dict.fromkeys(graph.copy_of_key(key) for key in keys if key not in self.newcomers))
         rewriting, threshold = settings.get("rewrite-corrupted"), settings.get("vote-threshold")
         return GraphState(
             copies=copies,
@@ -213,6 +224,7 @@ class QuorumSet:
             rewriting=None if rewriting is None else bool(rewriting),
             threshold=None if threshold is None else int(threshold),
             missed=tuple(records_of(nodes)),
+            further=tuple(key for key in keys if key in self.newcomers),
         )
 
     # -- details
