@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qorumctl.controller.bridge import QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
-from qorumctl.controller.scrubbing import WallClock
+from qorumctl.controller.returning import WallClock
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Checkpoint, Finding, FindingVerdict
 from qorumctl.core.progress import Progress

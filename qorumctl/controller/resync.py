@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from typing import Protocol
 
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.copies.base import CopyReader, observe_by_halving
@@ -31,25 +32,31 @@ _WINDOW_BYTES = GIB
 Moved = Callable[[int], None]
 
 
+class Pace(Protocol):
+    def pause(self) -> None: ...
+
+    def spend(self, count_bytes: int) -> None: ...
+
+
 class Resync:
-    """`link` and `status`: the copy's writable export, for data and for block status. `pause` is called between
-    requests and may raise. Raises CopyError where the copy does not store what it is given."""
+    """`who`: the copy, as a sentence begins. `link` and `status`: its writable export, for data and for block status.
+    `pace.pause` is called between requests and may raise. CopyError where the copy does not store what it is given."""
 
     def __init__(
         self,
-        copy: str,
+        who: str,
         others: Sequence[CopyReader],
         fence: LiveFence,
         link: NbdLink,
         status: NbdLink,
-        pause: Callable[[], None],
+        pace: Pace,
     ) -> None:
-        self._copy = copy
+        self._who = who
         self._others = others
         self._fence = fence
         self._link = link
         self._status = status
-        self._pause = pause
+        self._pace = pace
         self.compared_bytes = 0
         self.copied_bytes = 0
         self.verified_bytes = 0
@@ -62,8 +69,9 @@ class Resync:
         done = 0
         for batch in _batches(_bridged(ranges)):
             for piece in batch:
-                self._pause()
+                self._pace.pause()
                 unknown += self._copy_piece(piece)
+                self._pace.spend(piece.length)
                 done += piece.length
                 moved(done)
             self._settle()
@@ -76,8 +84,9 @@ class Resync:
         for window in split([between(start, size_bytes)] if start < size_bytes else [], _WINDOW_BYTES):
             for batch in _batches(self._worth_reading(window)):
                 for piece in batch:
-                    self._pause()
+                    self._pace.pause()
                     unknown += self._compare_piece(piece)
+                    self._pace.spend(piece.length)
                     moved(piece.end)
                 self._settle()
                 if not unknown:
@@ -149,7 +158,7 @@ class Resync:
         if not self._link.flush():
             raise self._broken(self._written[0][0], "it does not confirm a flush")
         for at, digest in self._written:
-            self._pause()
+            self._pace.pause()
             held = self._link.read(at)
             if held is None or _digest(bytes(held)) != digest:
                 raise self._broken(at, "it does not hold what was written to it")
@@ -158,9 +167,8 @@ class Resync:
 
     def _broken(self, at: Range, what: str) -> CopyError:
         return CopyError(
-            f"Copy {self._copy} cannot be brought up to date: {what}, at offset {at.offset}.",
-            remedy="It stays away. Look at its storage, then repeat the command.",
-            copy=self._copy,
+            f"{self._who} cannot be brought up to date: {what}, at offset {at.offset}.",
+            remedy="It stays out of the quorum. Look at its storage, then repeat the command.",
         )
 
 

@@ -1,4 +1,4 @@
-"""How far the return of a copy is: told to whoever follows it; and whether it is to go on."""
+"""How far the work on a copy is: told to whoever follows it; whether it is to go on, and how fast."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, 
 from qorumctl.core.progress import Progress
 from qorumctl.errors import QorumError
 from qorumctl.model.spec import SetSpec
+from qorumctl.scrub.pacing import Pacer
 
 _TELL_EVERY_S = 0.1
+
+
+class WallClock:
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class Interrupted(QorumError):
@@ -19,22 +28,35 @@ class Interrupted(QorumError):
 
 
 class Teller:
-    """Tells the observer how far it is, and asks the control whether to go on."""
+    """Tells the observer how far it is, and asks the control whether to go on. `who`: what is worked on; `standing`:
+    where things are when it is interrupted, as words behind a colon. `rate_bytes_per_s`: the most that is read."""
 
-    def __init__(self, spec: SetSpec, name: str, observer: Observer, control: ScrubControl) -> None:
+    def __init__(
+        self,
+        spec: SetSpec,
+        who: str,
+        command: str,
+        standing: str,
+        observer: Observer,
+        control: ScrubControl,
+        rate_bytes_per_s: int | None = None,
+    ) -> None:
         self._spec = spec
-        self._name = name
+        self._who = who
+        self._command = command
+        self._standing = standing
         self._observer = observer
         self._control = control
         self._progress = Progress(1)
         self._told_at_s = 0.0
         self._stoppable = True
+        self._pacer = Pacer(rate_bytes_per_s, WallClock(), self._wants_quiet)
 
     def begin(self, work: str, size_bytes: int, at_bytes: int, *, stoppable: bool = True) -> None:
         self._stoppable = stoppable
         self._progress = Progress(size_bytes, at_bytes)
-        words = f"copy {self._name}, {work}"
-        start = ScrubStart(self._spec.name, 0, "rejoin", size_bytes, at_bytes or None, recovery=False, work=words)
+        words = f"{self._who}, {work}"
+        start = ScrubStart(self._spec.name, 0, self._command, size_bytes, at_bytes or None, recovery=False, work=words)
         self._observer.started(start)
 
     def moved(self, position_bytes: int, after_bytes: int = 0) -> None:
@@ -56,6 +78,13 @@ class Teller:
                 )
             )
 
+    def spend(self, count_bytes: int) -> None:
+        """Accounts for what was read of each copy, and waits until more may be."""
+        self._pacer.spend(count_bytes)
+
+    def _wants_quiet(self) -> bool:
+        return self._control.suspend_requested or self._control.reason is not None
+
     def pause(self) -> None:
         """With nothing of ours outstanding. Raises Interrupted."""
         if self._control.suspend_requested:
@@ -63,8 +92,7 @@ class Teller:
             os.kill(os.getpid(), signal.SIGSTOP)
         if self._stoppable and self._control.reason is not None:
             raise Interrupted(
-                f"Interrupted: copy {self._name} of {self._spec.name} is still away.",
+                f"Interrupted: {self._standing}.",
                 remedy="The same command goes on where it was.",
                 set_name=self._spec.name,
-                copy=self._name,
             )

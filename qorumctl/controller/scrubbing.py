@@ -16,6 +16,7 @@ from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
 from qorumctl.controller.options import ScrubOptions
+from qorumctl.controller.returning import WallClock
 from qorumctl.copies.base import CopyReader
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Cause, Checkpoint, Finding
@@ -59,14 +60,6 @@ class ScrubJob:
     def stale(self, store: Store) -> frozenset[str]:
         found = suspects.stale(store, self.spec, count_suspects=self.options.count_suspects)
         return found.intersection(self.copies)
-
-
-class WallClock:
-    def now_s(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 async def run(context: SetContext, job: ScrubJob, observer: Observer, control: ScrubControl) -> ScrubReport:

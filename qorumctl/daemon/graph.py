@@ -6,9 +6,9 @@ volume (NBD, writable), heal (NBD, read-only)
             copy-NAME       raw or qcow2, also exported read-only as copy-NAME
                 copy-NAME-file      file, host_device or nbd
 
-Two nodes cannot share a name, nor can one be renamed. So an image that takes a copy's place while the set runs has a key
-of its own, NAME.2 (no copy's name holds a dot), and its nodes are copy-NAME.2 and copy-NAME.2-file until the next start.
-The export copy-NAME is always that of the copy.
+Two nodes cannot share a name, nor can one be renamed. So an image that takes a copy's place while the set runs has a
+key of its own, NAME.2 (no copy's name holds a dot), and its nodes are copy-NAME.2 and copy-NAME.2-file until the next
+start. The export copy-NAME is always that of the copy.
 """
 
 from __future__ import annotations

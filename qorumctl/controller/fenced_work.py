@@ -1,0 +1,93 @@
+"""Work on one copy of a running set, in a thread of its own: with the fence, and with readers of the copies that are
+closed when a drain hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from qorumctl.controller.bridge import LiveFence
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.observer import ScrubControl, StopReason
+from qorumctl.controller.returning import Teller
+from qorumctl.copies.nbd import NbdCopy
+from qorumctl.core.ranges import SECTOR_BYTES, Range
+from qorumctl.daemon.graph import copy_node
+from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.model.spec import SetSpec
+from qorumctl.store import Store
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Bench:
+    """What the work is done with. `teller` says how far it is, and whether it is to go on."""
+
+    context: SetContext
+    spec: SetSpec
+    quorum: QuorumSet
+    store: Store
+    fence: LiveFence
+    teller: Teller
+    readers: list[NbdCopy] = field(default_factory=list)
+
+    def reader(self, stack: ExitStack, name: str) -> NbdCopy:
+        """Of a copy's export, for as long as `stack` stands."""
+        timeout_s = self.context.timeouts.copy_s
+        reader = NbdCopy(name, self.context.runtime.nbd_sock, copy_node(name), timeout_s=timeout_s)
+        stack.enter_context(closing(reader))
+        self.readers.append(reader)
+        stack.callback(self.readers.remove, reader)
+        return reader
+
+
+async def carry_out(
+    context: SetContext,
+    spec: SetSpec,
+    quorum: QuorumSet,
+    teller: Teller,
+    control: ScrubControl,
+    work: Callable[[Bench], T],
+) -> T:
+    """Under the set's lock, with a monitor that is open throughout."""
+    loop = asyncio.get_running_loop()
+    working = asyncio.ensure_future(asyncio.to_thread(_run, context, spec, quorum, teller, work, loop))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        # The thread goes on whatever happens here: it must end before the caller lets go of lock and monitor.
+        control.stop(StopReason.INTERRUPTED)
+        # Whatever it ends with: asyncio would print an error that nobody has asked for.
+        await asyncio.gather(working, return_exceptions=True)
+        raise
+
+
+def _run(
+    context: SetContext,
+    spec: SetSpec,
+    quorum: QuorumSet,
+    teller: Teller,
+    work: Callable[[Bench], T],
+    loop: asyncio.AbstractEventLoop,
+) -> T:
+    readers: list[NbdCopy] = []
+
+    def hang_up() -> None:
+        for reader in readers:
+            reader.close()
+
+    def sign_of_life() -> None:
+        for reader in readers:
+            reader.observe(Range(0, SECTOR_BYTES))
+
+    socket = context.runtime.nbd_sock
+    fence = LiveFence(quorum, loop, socket, context.timeouts, spec.size, hang_up, sign_of_life)
+    try:
+        with context.store() as store:
+            return work(Bench(context, spec, quorum, store, fence, teller, readers))
+    finally:
+        fence.close()
