@@ -19,7 +19,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -261,6 +261,11 @@ def admit(spec: SetSpec, name: str, host: Host, *, without: Set[str] = frozenset
         if copy.name in members:
             update = {"copy_": copy.name, "members": members, "preparing": None, "clean": not identity.unclean}
             write(copy.source.path, current.model_copy(update=update))
+
+
+def succeeding(who: Identity, name: str) -> Identity:
+    """As `who`, with a copy that was stale, and is proven current: for a generation that begins with it."""
+    return replace(who, stale=who.stale - {name})
 
 
 def found_stale(spec: SetSpec, name: str, host: Host) -> Sidecar:

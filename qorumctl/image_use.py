@@ -76,6 +76,17 @@ def is_blank(source: FileSource, size_bytes: int) -> bool:
     return False
 
 
+def holds_nothing(source: FileSource) -> bool:
+    """Whether nothing was ever written to the image. False where that cannot be told, or there is none."""
+    with contextlib.suppress(OSError):
+        fd = os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return _qcow2_is_blank(fd) if source.format == "qcow2" else _has_no_data(fd)
+        finally:
+            os.close(fd)
+    return False
+
+
 def _has_no_data(fd: int) -> bool:
     try:
         os.lseek(fd, 0, os.SEEK_DATA)

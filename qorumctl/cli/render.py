@@ -315,7 +315,7 @@ def qemu_lines(report: AttachReport) -> list[str]:
 
 
 def copy_result(done: CopyResult) -> list[RenderableType]:
-    """After `copy detach` and `copy rejoin`: what was done, and what comes next."""
+    """After `copy detach`, `copy rejoin` and `copy replace`: what was done, and what comes next."""
     who = f"Copy {done.copy_} of {done.set}"
     back = f"'qorumctl copy rejoin {done.set} {done.copy_}'"
     if done.command == "detach":
@@ -323,12 +323,26 @@ def copy_result(done: CopyResult) -> list[RenderableType]:
         later = "compares all of it" if done.full else "copies what it misses meanwhile"
         why = f" ({done.reason})" if done.full and done.reason else ""
         return [words(f"{text} Its storage can be taken down; {back} {later}{why}.")]
+    if done.command == "replace" and (done.cancelled or not done.changed):
+        return [words(_not_replaced(done, who))]
     if not done.changed:
         return [words(f"{who} is in the set, and not away: nothing was changed.")]
     all_of_it = f" All of it was compared: {done.reason}." if done.full else ""
     passes = f" in {counted(done.passes, 'pass', 'passes')}" if done.passes else ""
-    text = f"{who} is back.{all_of_it} {format_size(done.copied_bytes)} copied{passes}, "
-    return [words(f"{text}{format_size(done.healed_bytes)} healed, {format_size(done.verified_bytes)} verified.")]
+    what = f"is replaced by {done.source}" if done.command == "replace" else "is back"
+    text = f"{who} {what}.{all_of_it} {format_size(done.copied_bytes)} copied{passes}, "
+    text += f"{format_size(done.healed_bytes)} healed, {format_size(done.verified_bytes)} verified."
+    if done.command == "replace":
+        text += f" Its old image, {done.old_source}, was left as it is; nothing needs it any more."
+    return [words(text)]
+
+
+def _not_replaced(done: CopyResult, who: str) -> str:
+    if not done.cancelled:
+        return f"{who} is {done.source} already: nothing was changed."
+    if not done.changed:
+        return f"{who} is not being replaced: nothing was changed."
+    return f"The replacement of copy {done.copy_} of {done.set} is given up: it stays {done.old_source}."
 
 
 _DONE = {

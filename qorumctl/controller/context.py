@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import time
@@ -17,12 +18,21 @@ from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor, suspended
 from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import DaemonError, DaemonGoneError, DaemonStalledError, DamagedStateError, LockedError, StoreError
+from qorumctl.errors import (
+    DaemonError,
+    DaemonGoneError,
+    DaemonStalledError,
+    DamagedStateError,
+    DefinitionError,
+    LockedError,
+    StoreError,
+)
 from qorumctl.files import open_private, reason
 from qorumctl.model.spec import SetSpec
 from qorumctl.paths import Directories, check_ours
 from qorumctl.store import SetLock, Store
 from qorumctl.store.absent import Absence
+from qorumctl.store.replacing import Replacement
 
 _RUNNING_DEFINITION = "running.definition"
 _UNCOMPARED = "uncompared"
@@ -71,7 +81,8 @@ class SetContext:
         return Store.open(self.state_dir, read_only=read_only)
 
     def quorum(self, spec: SetSpec, monitor: Monitor) -> QuorumSet:
-        return QuorumSet(spec, monitor, drain_timeout_s=self.timeouts.drain_s)
+        newcomers = [note.key for note in self.replacements().values() if not self.has_succeeded(note)]
+        return QuorumSet(spec, monitor, drain_timeout_s=self.timeouts.drain_s, newcomers=newcomers)
 
     def running_spec(self, store: Store) -> SetSpec | None:
         """What the daemon was started from: the file may have been edited since. None: stopped in order."""
@@ -96,6 +107,25 @@ class SetContext:
                 return store.absences()
         except DamagedStateError:
             return {}
+
+    def replacements(self) -> dict[str, Replacement]:
+        """Copy -> the note that another image is to take its place. As `absences`."""
+        if not self.state_dir.is_dir():
+            return {}
+        try:
+            with self.store(read_only=True) as store:
+                return store.replacements()
+        except DamagedStateError:
+            return {}
+
+    def has_succeeded(self, note: Replacement) -> bool:
+        """Whether the newcomer has taken the copy's place: it was proven, and the definition names it. One that names
+        it without that was edited by hand."""
+        if not note.proven:
+            return False
+        with contextlib.suppress(DefinitionError):
+            return any(copy.name == note.copy and copy.source == note.source for copy in self.spec().copies)
+        return False
 
     def uncompared(self, store: Store) -> bool:
         """Whether an unclean stop is on record, after which nothing has compared the copies from end to end."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from uuid import uuid4
 
 from qorumctl import definitions, identity, image_use, images
@@ -19,12 +17,12 @@ from qorumctl.controller.deletion import forget_history
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import CreateOptions
 from qorumctl.controller.serving import end_leftover, is_up, prepare_directories, rolled_back
+from qorumctl.controller.sources import parse_source
 from qorumctl.core.vote import strict_majority
 from qorumctl.daemon.formatting import format_image
 from qorumctl.errors import RefusedError, UsageError
-from qorumctl.explain import reason_of
 from qorumctl.files import reason
-from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdSource, SetSpec, Source
+from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec
 from qorumctl.model.status import Result
 from qorumctl.paths import make_directories
 
@@ -94,33 +92,9 @@ def _copies(sources: Sequence[str], options: CreateOptions) -> tuple[CopySpec, .
             remedy=f"Use {majority} to {len(sources)}.",
         )
     return tuple(
-        CopySpec(name=name, source=parse_source(text, options), cache=options.cache)
+        CopySpec(name=name, source=parse_source(text, options.format), cache=options.cache)
         for name, text in zip(_NAMES, sources, strict=False)
     )
-
-
-def parse_source(text: str, options: CreateOptions) -> Source:
-    """An NBD URI, a block device, or the absolute path of an image file. Raises UsageError."""
-    try:
-        if "://" in text:
-            return NbdSource(uri=text)
-        if not Path(text).is_absolute():
-            raise UsageError(f"'{text}' is not an absolute path.", remedy=f"Write {Path(text).absolute()}.")
-        if _is_device(text):
-            return DeviceSource(path=text)
-        return FileSource(path=text, format=options.format)
-    except ValueError as error:
-        raise UsageError(
-            f"{reason_of(error)}.", remedy="A source is an absolute path, a block device or an NBD URI."
-        ) from None
-
-
-def _is_device(path: str) -> bool:
-    """By what it is; where nothing is there yet, by where it is: a file in /dev would be a typing error."""
-    try:
-        return stat.S_ISBLK(Path(path).stat().st_mode)
-    except OSError:
-        return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108 - a file system, not a temp file
 
 
 def _existing(copies: Sequence[CopySpec]) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qorumctl import identity, image_use
-from qorumctl.controller import interrupted, watcher
+from qorumctl.controller import interrupted, newcomer, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import end_leftover
 from qorumctl.controller.vetting import foreign
@@ -32,6 +33,7 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
     await end_leftover(context)
     sidecars, warnings = _own_sidecars(spec)
     _refuse_foreign_host(spec, sidecars)
+    notes = list(context.replacements().values())
     files = [copy.source for copy in spec.copies if isinstance(copy.source, FileSource)]
     if images_too:
         for source in files:
@@ -42,6 +44,9 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
             if images_too:
                 warnings += _delete_image(Path(source.path))
             identity.remove(source.path)
+    for note in notes:
+        if not context.has_succeeded(note):
+            newcomer.take_away(spec, note if images_too else replace(note, created=False))
     forget_history(context)
     _unlink(temporary_of(context.definition_path))
     _unlink(context.definition_path)

@@ -43,12 +43,12 @@ async def detach(context: SetContext, spec: SetSpec, name: str, *, force: bool) 
     try:
         async with context.scrub_monitor() as monitor:
             quorum = context.quorum(spec, monitor)
-            return await _detach(context, spec, quorum, name, force=force)
+            return await detach_from(context, spec, quorum, name, force=force)
     except DaemonStalledError as error:
         raise _hung(context, spec, name) from error
 
 
-async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: str, *, force: bool) -> CopyResult:
+async def detach_from(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: str, *, force: bool) -> CopyResult:
     state = await assembled(context, quorum)
     with context.store() as store:
         marks = store.absences()
@@ -67,9 +67,7 @@ async def _detach(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: s
         for copy in state.copies:
             # Killed between the end of its export and its leaving, or as it came back.
             await quorum.children.export(copy)
-        unfit = await asyncio.to_thread(_unfit, context, spec, state, store, name, marks)
-        _refuse_too_few(spec, name, unfit)
-        _refuse_silent(spec, name, unfit)
+        await asyncio.to_thread(refuse_unfit, context, spec, state, store, name, marks)
         if not force:
             await asyncio.to_thread(_ask_for_a_sign_of_life, context, spec, name)
         await quorum.sweep()
@@ -119,6 +117,16 @@ def _generation(spec: SetSpec, name: str) -> int | None:
     source = spec.copy_named(name).source
     sidecar = identity.read(source.path) if isinstance(source, FileSource) else None
     return None if sidecar is None else sidecar.reached
+
+
+def refuse_unfit(
+    context: SetContext, spec: SetSpec, state: GraphState, store: Store, name: str, marks: Mapping[str, Absence]
+) -> None:
+    """RefusedError where fewer than `threshold` current copies would remain without this one, or where one of them
+    hangs. Asks each: not in the event loop's thread."""
+    unfit = _unfit(context, spec, state, store, name, marks)
+    _refuse_too_few(spec, name, unfit)
+    _refuse_silent(spec, name, unfit)
 
 
 def _unfit(

@@ -35,6 +35,7 @@ from qorumctl.model.status import (
 from qorumctl.paths import check_ours
 from qorumctl.store import SetLock, range_document
 from qorumctl.store.absent import Absence
+from qorumctl.store.replacing import Replacement
 from qorumctl.store.reports import OpenDamage
 from qorumctl.store.suspicions import Suspicion
 from qorumctl.units import format_size
@@ -50,6 +51,7 @@ class _History:
     running_spec: SetSpec | None = None
     uncompared: bool = False
     absences: dict[str, Absence] = field(default_factory=dict)
+    replacements: dict[str, Replacement] = field(default_factory=dict)
     suspicions: list[Suspicion] = field(default_factory=list)
     watched: bool | None = None
     scrub: RunningScrub | None = None
@@ -149,6 +151,7 @@ def _history(context: SetContext, pid: int | None) -> _History:
         history.uncompared = context.uncompared(store)
         history.suspicions = store.suspicions()
         history.absences = store.absences()
+        history.replacements = store.replacements()
         history.counts = store.copy_counts()
         for run in store.runs(1):
             history.last = store.run_summary(run)
@@ -218,6 +221,9 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         elif unwatched := next((s for s in history.suspicions if s.copy == name), None):
             state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {_moment(unwatched.last)}"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
+    if (successor := history.replacements.get(name)) is not None:
+        words = f"being replaced by {successor.source.label}: 'qorumctl copy replace {spec.name} {name}' goes on"
+        note = f"{note}; {words}" if note else words
     return CopyStatus(
         name=name,
         source=spec.copy_named(name).source.label,
@@ -230,6 +236,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         away_since=None if absence is None else absence.since,
         missed_bytes=missed_bytes,
         blame=_blame(history.blame, name),
+        replaced_by=None if successor is None else successor.source.label,
     )
 
 

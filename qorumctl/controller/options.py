@@ -84,3 +84,15 @@ class CreateOptions:
     threshold: int | None = None
     cache: Literal["none", "writeback"] = "none"
     thin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceOptions:
+    """`format`: of an image file; None: raw, or that of the unfinished replacement. `overwrite`: what a device or an
+    export holds may be lost. `thin`: an image larger than the free space. `cancel`: give an unfinished one up."""
+
+    format: Literal["raw", "qcow2"] | None = None
+    overwrite: bool = False
+    thin: bool = False
+    rate_bytes_per_s: int | None = None
+    cancel: bool = False

@@ -17,17 +17,19 @@ from qorumctl.controller import (
     interrupted,
     record,
     rejoining,
+    replacing,
     scrubbing,
     serving,
     starting,
     stopping,
+    succession,
     vetting,
     watching,
 )
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
-from qorumctl.controller.options import CreateOptions, ScrubOptions, Timeouts
+from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
 from qorumctl.core.findings import Cause
 from qorumctl.core.ranges import SECTOR_BYTES
 from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError, UsageError
@@ -230,6 +232,7 @@ class QuorumSets:
             raise UsageError("Reading through shared memory is not available.", remedy="Use --transport nbd, or auto.")
         with context.lock("scrub"):
             running = context.pid() is not None
+            await succession.settle_leftovers(context)
             spec = serving.spec_in_force(context) if running else context.spec()
             # What the daemon was built from stays in force until a restart; the rate is ours, and may be edited.
             spec = spec.model_copy(update={"scrub": context.spec().scrub})
@@ -321,6 +324,7 @@ class QuorumSets:
         """Takes a copy out of a running set. `force`: one that hangs, as far as QEMU allows."""
         context = self._defined(name)
         with context.lock("copy detach"):
+            await succession.settle_leftovers(context)
             spec = self._running(context)
             _tell(record.secure(context, spec, None))
             result = await detaching.detach(context, spec, copy, force=force)
@@ -338,6 +342,7 @@ class QuorumSets:
         """Brings a copy that is away up to date and back. `full`: compares all of it, whatever is on record."""
         context = self._defined(name)
         with context.lock("copy rejoin"):
+            await succession.settle_leftovers(context)
             spec = self._running(context)
             _tell(record.secure(context, spec, None))
             result = await rejoining.rejoin(
@@ -348,6 +353,30 @@ class QuorumSets:
                 observer=observer or Silent(),
                 control=control or ScrubControl(),
             )
+        return result.model_copy(update={"state": (await inspection.status(context)).state})
+
+    async def replace(
+        self,
+        name: str,
+        copy: str,
+        source: str | None = None,
+        options: ReplaceOptions | None = None,
+        *,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> CopyResult:
+        """Another image takes a copy's place while the set runs. Without `source`: goes on with an unfinished one."""
+        context, options = self._defined(name), options or ReplaceOptions()
+        with context.lock("copy replace"):
+            finished = await succession.settle_leftovers(context)
+            if options.cancel:
+                spec = serving.spec_in_force(context) if context.pid() is not None else context.spec()
+                result = await replacing.cancel(context, spec, copy, finished)
+            else:
+                spec = self._running(context)
+                _tell(record.secure(context, spec, None))
+                args = (observer or Silent(), control or ScrubControl())
+                result = await replacing.replace_copy(context, spec, copy, source, options, finished, *args)
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
     def _running(self, context: SetContext) -> SetSpec:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from qorumctl import identity
-from qorumctl.controller import absences, interrupted, record, watcher
+from qorumctl.controller import absences, interrupted, record, succession, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
@@ -92,6 +92,7 @@ async def _start(
     prepare_directories(context, group)
     attempt = _Attempt(context, spec)
     lost = record.secure(context, spec, who)
+    succession.after_restart(context)
     unclean = _note_begun(context, who, now=now)
     attempt.was_clean = not unclean
     recovery: ScrubReport | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qorumctl import identity
-from qorumctl.controller import record, suspects, watcher
+from qorumctl.controller import record, succession, suspects, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import KILLED_S, settled_pid, spec_in_force
 from qorumctl.controller.withdrawal import withdraw_and_flush
@@ -24,8 +24,14 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     if pid is None:
         await watcher.dismiss(context)
         return _stopped_already(context)
-    spec = spec_in_force(context)
     warnings: list[str] = []
+    try:
+        await succession.settle_leftovers(context)
+    except QorumError:
+        # A definition that cannot be read, or a copy that hangs: the next command does it.
+        if not force:
+            raise
+    spec = spec_in_force(context)
     wait_s = context.timeouts.stop_s
     watched = watcher.listens(context, pid)
     try:

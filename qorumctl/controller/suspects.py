@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qorumctl.core.findings import Action
+from qorumctl.daemon.graph import copy_of_key
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import RunRecord, Store
 
@@ -17,6 +18,12 @@ def missed(store: Store, spec: SetSpec) -> frozenset[str]:
     """Copies that are known to have missed a write. One that only may have is not among them: after a time unwatched
     that is every copy, and then no vote could be won."""
     return frozenset(s.copy for s in store.suspicions() if s.missed and s.copy in spec.copy_names)
+
+
+def bearer(store: Store, key: str) -> str:
+    """Whose mark it is when a write of the image `key` fails: that of a newcomer is its own until it has taken a copy's
+    place for good."""
+    return key if any(note.key == key for note in store.replacements().values()) else copy_of_key(key)
 
 
 def stale(store: Store, spec: SetSpec, *, count_suspects: bool = False) -> frozenset[str]:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qorumctl.controller import watcher
+from qorumctl.controller import suspects, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.log_files import trim
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.events import EVENTS, THROTTLE_S, CopyEvent, parse
 from qorumctl.daemon.exports import export_ids
-from qorumctl.daemon.graph import HEAL, VOLUME
+from qorumctl.daemon.graph import HEAL, VOLUME, copy_of_key
 from qorumctl.errors import DaemonError, LockedError, QorumError, StoreError
 from qorumctl.model.status import EventDocument
 from qorumctl.store import SetLock, Store
@@ -157,12 +157,11 @@ class _Watch:
         document = _document(self.context.name, event)
         # The mark first: an event without one would be a copy that missed a write and still counts.
         if event.missed_write and event.copy is not None:
-            why = f"a {event.operation} failed ({event.error})"
-            copies = [event.copy]
-            await self._noting(lambda store: store.suspect(copies, missed=True, why=why, failed=True))
+            key, why = event.copy, f"a {event.operation} failed ({event.error})"
+            await self._noting(lambda store: _suspect(store, key, missed=True, why=why, failed=True))
         elif dropped and event.copy is not None:
-            copies = [event.copy]
-            await self._noting(lambda store: store.suspect(copies, missed=False, why=TOO_FAST))
+            key = event.copy
+            await self._noting(lambda store: _suspect(store, key, missed=False, why=TOO_FAST))
         await self._tell(document)
 
     async def _unwatched(self, why: str) -> None:
@@ -248,12 +247,20 @@ def _follow(context: SetContext, audience: Audience, last: int) -> int:
     return last
 
 
+def _suspect(store: Store, key: str, *, missed: bool, why: str, failed: bool = False) -> None:
+    marked: set[str] = set()
+    # Once more where a replacement has come to its end meanwhile: it has handed over what was on record then.
+    while (name := suspects.bearer(store, key)) not in marked:
+        store.suspect([name], missed=missed, why=why, failed=failed)
+        marked.add(name)
+
+
 def _document(name: str, event: CopyEvent) -> EventDocument:
     return EventDocument(
         set=name,
         time=event.time,
         kind=event.kind,
-        copy_=event.copy,
+        copy_=None if event.copy is None else copy_of_key(event.copy),
         operation=event.operation,
         offset=event.offset,
         length=event.length,

@@ -62,6 +62,7 @@ class CopyStatus(Document):
     missed_bytes: int | None = Field(
         None, description="written since it left, by the daemon's record; null: there is none, or it is not away"
     )
+    replaced_by: str | None = Field(None, description="the image that is to take its place: `copy replace` goes on")
 
 
 class RunningScrub(Document):
@@ -157,7 +158,7 @@ class CopyResult(Document):
     schema_: Literal["qorum.copy-result/1"] = Field("qorum.copy-result/1", alias="schema")
     set: str
     copy_: str = Field(alias="copy")
-    command: Literal["detach", "rejoin"]
+    command: Literal["detach", "rejoin", "replace"]
     changed: bool
     full: bool = Field(False, description="all of it was compared: what it had missed was not on record")
     reason: str | None = Field(None, description="why all of it was compared, or will have to be")
@@ -166,6 +167,9 @@ class CopyResult(Document):
     healed_bytes: int = 0
     verified_bytes: int = 0
     passes: int = 0
+    source: str | None = Field(None, description="replace: the image that has taken the copy's place, or was to")
+    old_source: str | None = Field(None, description="replace: the image that it has replaced, or was to")
+    cancelled: bool = Field(False, description="replace: the replacement was given up, the old image keeps its place")
     state: SetState | None = None
     warnings: list[str] = Field(default_factory=list)
 

@@ -50,11 +50,11 @@ def all_of(database: Database) -> dict[str, Absence]:
     rows = database.rows(
         "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ? ORDER BY key", (len(_PREFIX), _PREFIX)
     )
-    found = (_read(str(row["key"]).removeprefix(_PREFIX), str(row["value"])) for row in rows)
+    found = (from_text(str(row["key"]).removeprefix(_PREFIX), str(row["value"])) for row in rows)
     return {absence.copy: absence for absence in found}
 
 
-def _read(copy: str, value: str) -> Absence:
+def from_text(copy: str, value: str) -> Absence:
     """What another version has added is left out. A mark that makes no sense is one all the same: without it a stale
     copy would vote."""
     try:
@@ -88,7 +88,7 @@ def put(database: Database, absence: Absence, *, how: Entry | None, time: str) -
     key = f"{_PREFIX}{absence.copy}"
     with database.write() as connection:
         row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        had_left = row is not None and _read(absence.copy, str(row["value"])).left
+        had_left = row is not None and from_text(absence.copy, str(row["value"])).left
         connection.execute(
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             (key, json.dumps(asdict(absence))),
@@ -103,5 +103,5 @@ def remove(database: Database, copy: str, *, how: Entry | None, time: str, detai
     with database.write() as connection:
         row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         connection.execute("DELETE FROM meta WHERE key = ?", (key,))
-        if how is not None and row is not None and _read(copy, str(row["value"])).left:
+        if how is not None and row is not None and from_text(copy, str(row["value"])).left:
             chronicle.note(connection, copy, how, time, detail=detail)

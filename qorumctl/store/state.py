@@ -19,11 +19,12 @@ from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import absent, chronicle, faults, journal, reports, suspicions
+from qorumctl.store import absent, chronicle, faults, journal, replacing, reports, suspicions
 from qorumctl.store.absent import Absence
 from qorumctl.store.chronicle import Chapter
 from qorumctl.store.database import FILE_NAME, Database
 from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_row, worst
+from qorumctl.store.replacing import Replacement
 from qorumctl.store.reports import OpenDamage, OpenFinding
 from qorumctl.store.suspicions import Suspicion
 
@@ -342,6 +343,17 @@ class Store:
     def blame(self) -> Blame | None:
         """The copy that was at fault in scrub after scrub, as no other was."""
         return blame(faults.looks(self._database), chronicle.replaced(self._database))
+
+    def replacements(self) -> dict[str, Replacement]:
+        """Copy -> the note that another image is to take its place."""
+        return replacing.all_of(self._database)
+
+    def note_replacement(self, note: Replacement) -> None:
+        """Sets or replaces the note of one copy. On disk when this returns."""
+        replacing.put(self._database, note)
+
+    def forget_replacement(self, copy: str) -> None:
+        replacing.remove(self._database, copy)
 
     def meta(self, key: str) -> str | None:
         row = self._database.row("SELECT value FROM meta WHERE key = ?", (key,))
