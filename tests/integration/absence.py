@@ -56,13 +56,14 @@ def stepping(wrapped):
             os.kill(os.getpid(), signal.SIGKILL)
         return wrapped(*arguments, **keys)
     return step
-from qorumctl import files, identity
+from qorumctl import definitions, identity
 from qorumctl.daemon.client import Monitor
 from qorumctl.store.database import Database
 from qorumctl.copies.nbd_link import NbdLink
 Monitor.execute = stepping(Monitor.execute)
 Database.write = stepping(Database.write)
 identity.write_atomically = stepping(identity.write_atomically)
+definitions.write_atomically = stepping(definitions.write_atomically)
 NbdLink.flush, NbdLink.write = stepping(NbdLink.flush), stepping(NbdLink.write)
 from qorumctl.cli.main import main
 main(sys.argv[1:])
@@ -70,7 +71,8 @@ main(sys.argv[1:])
 
 
 def cut(live: LiveSet, step: int, *arguments: str) -> bool:
-    """Runs qorumctl, and kills it just before its N-th QMP command, store transaction, sidecar, direct write or flush.
+    """Runs qorumctl, and kills it just before its N-th QMP command, store transaction, sidecar, definition, direct
+    write or flush.
     False: it had ended before that."""
     command = [sys.executable, "-c", _VICTIM, str(step), *arguments]
     ended = subprocess.run(command, env=live.environment, capture_output=True, timeout=120, check=False, cwd=_HOME)

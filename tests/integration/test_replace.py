@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qorumctl import identity
+from qorumctl.controller.observer import ScrubControl, Silent, StopReason
+from qorumctl.controller.options import ReplaceOptions
 from qorumctl.core.ranges import Range
-from tests.integration.absence import NEW, standing, write
-from tests.integration.harness import NAME, LiveSet
-from tests.integration.picture import status_of
-from tests.live import MIB, NbdServer
+from qorumctl.errors import DaemonGoneError, QorumError, RefusedError, UsageError
+from tests.attack import Attack
+from tests.integration.absence import (
+    AT,
+    NEW,
+    as_if_nothing_had_been,
+    cut,
+    done,
+    lose_the_daemon,
+    standing,
+    write,
+)
+from tests.integration.harness import NAME, LiveSet, Writers
+from tests.integration.picture import nothing_changes, status_of
+from tests.live import MIB, NbdServer, faulty_server, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -63,3 +81,380 @@ async def test_a_copy_is_replaced(live_set: LiveSets) -> None:
     await replaced(live, "c", new)
     await live.sets.stop(NAME)
     assert live.equal_to(shadow) == {"a": True, "b": True, "c": True}
+
+
+@pytest.mark.attack("a replaced copy holds every acknowledged write", "each copy in turn, under four writers", weight=2)
+async def test_copies_are_replaced_under_writers(
+    live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path, attack: Attack
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    for seed in attack.rounds(1):
+        servers: list[NbdServer] = []
+        with Writers(live, shadow, Range(0, SIZE), seed=seed) as writers:
+            for turn, (copy, kind) in enumerate(zip("cba", ("raw", "qcow2", "nbd"), strict=True)):
+                new: Path | str = live.images_dir / f"{seed}-{turn}.img"
+                if kind == "nbd":
+                    backing = live.images_dir / f"{seed}-{turn}.backing"
+                    with backing.open("wb") as file:
+                        file.truncate(SIZE)
+                    servers.append(nbdkit("file", backing))
+                    new = servers[-1].uri
+                options = ["--format", "qcow2"] if kind == "qcow2" else []
+                result = done(live, "replace", copy, str(new), *options)
+                assert (result["changed"], result["full"]) == (True, False)
+                attack.count(replacements=1, healed_bytes=result["healed_bytes"])
+                await replaced(live, copy, new)
+        attack.count(writes=writers.writes)
+        await holds(live, shadow)
+        assert (await live.scrub()).outcome == "clean"
+        # Its server ends with the round.
+        done(live, "replace", "a", str(live.images_dir / f"{seed}-last.img"))
+        for server in servers:
+            server.end()
+        await live.sets.restart(NAME)
+        await holds(live, shadow)
+
+
+@pytest.mark.attack("a killed replacement is repeated to its end", "kill -9 before any of its steps", weight=2)
+async def test_killed_before_any_step_and_repeated(live_set: LiveSets, attack: Attack) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    for seed in attack.rounds(3):
+        dice = random.Random(seed)
+        copy, new = dice.choice("abc"), live.images_dir / f"{seed}.img"
+        if seed % 3 == 1:
+            done(live, "detach", copy)
+        killed = 0
+        for _ in range(1 + seed % 2):
+            killed += cut(live, dice.randrange(1, 130), "copy", "replace", NAME, copy, str(new))
+            write(live, shadow, at=dice.randrange(SIZE // 4096) * 4096, data=dice.randbytes(4096))
+        if seed % 4 == 3:
+            # What is in its way when another command comes first.
+            assert (await live.scrub()).outcome == "clean"
+        result = done(live, "replace", copy, str(new))
+        write(live, shadow, at=dice.randrange(SIZE // 4096) * 4096, data=dice.randbytes(4096))
+        attack.count(kills=killed, copied_bytes=result["copied_bytes"])
+        before = live.image(copy)
+        await replaced(live, copy, new)
+        await holds(live, shadow)
+        before.unlink()
+
+
+@pytest.mark.attack("an unproven image never counts after a crash", "kill -9 of command and daemon", weight=1)
+async def test_command_and_daemon_killed_together(live_set: LiveSets, attack: Attack) -> None:
+    """The host fails at any step of a replacement: either set stands whole, the old one or the new one."""
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    for seed in attack.rounds(2):
+        dice = random.Random(seed)
+        copy, new = dice.choice("abc"), live.images_dir / f"{seed}.img"
+        attack.count(kills=1 + cut(live, dice.randrange(1, 130), "copy", "replace", NAME, copy, str(new)))
+        write(live, shadow, at=dice.randrange(SIZE // 4096) * 4096, data=dice.randbytes(4096))
+        lose_the_daemon(live)
+        await live.start()
+        await holds(live, shadow)
+        if dice.randrange(2):
+            done(live, "replace", copy, "--cancel")
+        done(live, "replace", copy, str(new))
+        await replaced(live, copy, new)
+        await holds(live, shadow)
+
+
+@pytest.mark.parametrize(
+    "place", ["newcomer:make", 20, 50, "catching_up:settle", "succession:begin", "succession:_announce"]
+)
+async def test_a_cancelled_one_leaves_the_old_copy_in_place(live_set: LiveSets, place: str | int) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    before, new = live.contents("c"), live.images_dir / "new.img"
+    command = ("copy", "replace", NAME, "c", str(new))
+    if isinstance(place, str):
+        live.dies_at(place, *command)
+    else:
+        assert cut(live, place, *command)
+    write(live, shadow)
+    copy = (await status_of(live.sets)).copies[2]
+    assert (copy.state, copy.replaced_by) == ("current", str(new))
+    assert copy.note == f"being replaced by {new}: 'qorumctl copy replace web01 c' goes on"
+    with pytest.raises(RefusedError, match=f"is being replaced by {new} already"):
+        await live.sets.replace(NAME, "c", str(live.images_dir / "other.img"))
+    if place in {50, "succession:begin"}:
+        await live.sets.stop(NAME)
+    result = await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))
+    assert (result.changed, result.cancelled) == (True, True)
+    if result.state == "stopped":
+        await live.start()
+    assert not new.exists()
+    assert not identity.sidecar_path(new).exists()
+    assert as_if_nothing_had_been(await standing(live))
+    assert live.contents("c") == bytes(shadow) != before
+    assert (await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))).changed is False
+    with pytest.raises(UsageError, match="no new image was named"):
+        await live.sets.replace(NAME, "c")
+
+
+async def test_too_late_to_cancel(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    new = live.images_dir / "new.img"
+    live.dies_at("succession:finish", "copy", "replace", NAME, "c", str(new))
+    write(live, shadow)
+    with pytest.raises(RefusedError, match="too late to cancel: copy c of web01 has been replaced"):
+        await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
+async def test_interrupted_it_goes_on(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    control = ScrubControl()
+
+    class Impatient(Silent):
+        def moved(self, position: object) -> None:
+            control.stop(StopReason.INTERRUPTED)
+
+    new = str(live.images_dir / "new.img")
+    options = ReplaceOptions(rate_bytes_per_s=64 * MIB)
+    with pytest.raises(QorumError, match="Interrupted: copy c of web01 is not replaced yet"):
+        await live.sets.replace(NAME, "c", new, options, observer=Impatient(), control=control)
+    write(live, shadow)
+    assert (await live.sets.replace(NAME, "c")).changed
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
+async def test_a_copy_that_is_gone_for_good(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    await live.sets.stop(NAME)
+    live.image("b").unlink()
+    identity.sidecar_path(live.image("b")).unlink()
+    await live.sets.start(NAME, degraded=True)
+    write(live, shadow)
+    with pytest.raises(RefusedError, match="is where copy b of web01 lies now"):
+        await live.sets.replace(NAME, "b", str(live.image("b")))
+    new = live.images_dir / "b2.img"
+    assert (await live.sets.replace(NAME, "b", str(new))).changed
+    await replaced(live, "b", new)
+    await holds(live, shadow)
+    assert (await live.sets.restart(NAME)).state == "healthy"
+
+
+async def test_an_old_image_that_missed_writes_leaves_first(
+    live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path
+) -> None:
+    """QEMU counts every child: two that lack the same write could win against the two that have it."""
+    live = live_set(size_bytes=SIZE)
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    trouble = short_dir / "trouble"
+    server = faulty_server(nbdkit, Path(paths[2]), [], once=trouble)
+    await live.create(sources=[*paths[:2], server.uri], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    shadow = live.fill(length_bytes=MIB)
+    trouble.touch()
+    Path(f"{trouble}.write").touch()
+    write(live, shadow)
+    with live.sets._context(NAME).store(read_only=True) as store:
+        wait_for(lambda: any(s.copy == "c" for s in store.suspicions()), "the mark of a copy that missed a write")
+    # With the new one it would be a majority.
+    live.dies_at("succession:begin", "copy", "replace", NAME, "c", str(live.images_dir / "new.img"))
+    state = await standing(live)
+    assert "copy-c" not in state.nodes
+    result = await live.sets.replace(NAME, "c")
+    assert result.warnings == []
+    await replaced(live, "c", live.images_dir / "new.img")
+    await holds(live, shadow)
+
+
+@pytest.mark.parametrize("options", [{"policy": "report"}, {"format": "qcow2"}])
+async def test_without_rewriting_and_with_qcow2(live_set: LiveSets, options: dict[str, str]) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live, **options)
+    new = live.images_dir / "new.img"
+    assert (await live.sets.replace(NAME, "b", str(new))).changed
+    await replaced(live, "b", new)
+    await holds(live, shadow)
+
+
+async def test_damage_in_different_copies_of_one_request_is_not_copied(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    for n, copy in enumerate("abc"):
+        live.poke(copy, AT + n * 512, b"\xee" * 512)
+    new = live.images_dir / "new.img"
+    assert (await live.sets.replace(NAME, "c", str(new))).changed
+    assert new.read_bytes() == bytes(shadow)
+
+
+async def test_what_has_no_majority_is_refused_and_the_old_copy_stays(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    live.poke("a", AT, b"\x01" * 512)
+    live.poke("b", AT, b"\x02" * 512)
+    new = live.images_dir / "new.img"
+    with pytest.raises(RefusedError, match=f"do not agree on 512 B that it lacks, at {AT}:512") as caught:
+        await live.sets.replace(NAME, "c", str(new))
+    assert "Copy c is as it was" in (caught.value.remedy or "")
+    assert set((await standing(live)).copies) == {"a", "b", "c"}
+    write(live, shadow)
+    assert (await live.sets.replace(NAME, "c")).changed
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
+@pytest.mark.parametrize("mode", ["fastzeromode=none", "fastzeromode=slow", "zeromode=none"])
+async def test_fast_zeroes_reach_a_copy_that_has_none(
+    live_set: LiveSets, nbdkit: Nbdkit, connect: Callable[..., Any], mode: str
+) -> None:
+    """A quorum works out what its children can do when one is added. With a mirror that swaps them it does not: then
+    zeroes that were acknowledged are missing on the new copy."""
+    nbd = pytest.importorskip("nbd")
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    backing = live.images_dir / "backing"
+    with backing.open("wb") as file:
+        file.truncate(SIZE)
+    guests = [connect(live.runtime, "volume")]
+    assert guests[0].can_fast_zero()
+    server = nbdkit("--filter=nozero", "file", backing, mode)
+    assert (await live.sets.replace(NAME, "c", server.uri)).changed
+    await replaced(live, "c", server.uri)
+    guests.append(connect(live.runtime, "volume"))
+    for n, guest in enumerate(guests):
+        guest.set_strict_mode(0)
+        try:
+            guest.zero(MIB, n * MIB, nbd.CMD_FLAG_FAST_ZERO)
+            shadow[n * MIB : (n + 1) * MIB] = bytes(MIB)
+        except nbd.Error as refused:
+            assert refused.errnum in {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}, refused
+        guest.zero(MIB, (4 + n) * MIB)
+        shadow[(4 + n) * MIB : (5 + n) * MIB] = bytes(MIB)
+    await holds(live, shadow)
+    assert (await live.scrub()).outcome == "clean"
+    live.end()
+
+
+async def test_the_definition_keeps_its_comments_and_the_old_image_is_refused_later(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    await live.sets.stop(NAME)
+    definition = live.directories.config / f"{NAME}.toml"
+    text = definition.read_text().replace('name = "c"', 'name = "c"  # on the third appliance')
+    definition.write_text(text)
+    await live.start()
+    new, old = live.images_dir / "new.img", live.image("c")
+    assert (await live.sets.replace(NAME, "c", str(new))).changed
+    assert definition.read_text() == text.replace(str(old), str(new))
+    write(live, shadow)
+    await live.sets.stop(NAME)
+    definition.write_text(text)
+    with pytest.raises(RefusedError, match="Copy c .* has missed writes"):
+        await live.start()
+    definition.write_text(text.replace(str(old), str(new)))
+    await live.start()
+    await replaced(live, "c", new)
+
+
+async def test_detached_and_back_after_it_was_replaced(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    for turn in range(2):
+        new = live.images_dir / f"{turn}.img"
+        assert (await live.sets.replace(NAME, "c", str(new))).changed
+        await replaced(live, "c", new)
+    assert "copy-c.3" in (await standing(live)).nodes
+    await live.sets.detach(NAME, "c")
+    write(live, shadow)
+    assert not [node for node in (await standing(live)).nodes if node.startswith("copy-c")]
+    assert (await live.sets.rejoin(NAME, "c")).copied_bytes == len(NEW)
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
+async def test_an_export_that_holds_something(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    backing = live.images_dir / "backing"
+    backing.write_bytes(bytes(SIZE - 512) + b"precious" * 64)
+    server = nbdkit("file", backing)
+    before = await standing(live)
+    with nothing_changes(live), pytest.raises(RefusedError, match=rf"is not blank: something stands at .* {7 * MIB}"):
+        await live.sets.replace(NAME, "c", server.uri)
+    assert await standing(live) == before
+    assert (await live.sets.replace(NAME, "c", server.uri, ReplaceOptions(overwrite=True))).changed
+    await replaced(live, "c", server.uri)
+    await holds(live, shadow)
+    live.end()
+
+
+def _sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+REFUSED: dict[str, tuple[Callable[[LiveSet, Path], object], str]] = {
+    "another length": (lambda _, new: _sparse(new, MIB), "has 1048576 bytes, the set 8388608"),
+    "data": (lambda _, new: new.write_bytes(b"x" * SIZE), "exists, and something was written to it"),
+    "another set's": (
+        lambda live, new: (_sparse(new, SIZE), shutil.copy(f"{live.image('a')}.qorum", f"{new}.qorum")),
+        "belongs to set 'web01', as copy a",
+    ),
+    "another copy's": (lambda live, new: new.symlink_to(live.image("a")), "are the same image"),
+    "its own": (lambda live, new: new.hardlink_to(live.image("c")), "are the same image"),
+    "no directory": (lambda _, new: new.mkdir(), "not a regular file|is a directory|cannot be"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_what_cannot_take_a_copys_place(live_set: LiveSets, what: str) -> None:
+    live = live_set(size_bytes=SIZE)
+    await running(live)
+    new = live.images_dir / "new.img"
+    spoil, words = REFUSED[what]
+    spoil(live, new)
+    before = await standing(live)
+    with nothing_changes(live), pytest.raises(QorumError, match=words):
+        await live.sets.replace(NAME, "c", str(new))
+    assert await standing(live) == before
+    assert (await status_of(live.sets)).copies[2].replaced_by is None
+
+
+async def test_an_empty_image_that_was_made_beforehand_is_taken(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    new = live.images_dir / "new.img"
+    _sparse(new, SIZE)
+    assert (await live.sets.replace(NAME, "c", str(new))).changed
+    assert (await live.sets.replace(NAME, "c", str(new))).changed is False
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
+async def test_too_few_others_and_unknown_copies(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await running(live)
+    new = str(live.images_dir / "new.img")
+    with pytest.raises(UsageError, match="has no copy 'x'"):
+        await live.sets.replace(NAME, "x", new)
+    await live.sets.detach(NAME, "b")
+    with pytest.raises(RefusedError, match=r"1 current copies would remain \(copy b is away\)"):
+        await live.sets.replace(NAME, "c", new)
+    await live.sets.stop(NAME)
+    with pytest.raises(DaemonGoneError):
+        await live.sets.replace(NAME, "b", new)
+
+
+async def test_delete_takes_the_unfinished_image_along(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await running(live)
+    new = live.images_dir / "new.img"
+    assert cut(live, 50, "copy", "replace", NAME, "c", str(new))
+    assert new.exists()
+    await live.sets.stop(NAME)
+    await live.sets.delete(NAME, images=True)
+    assert list(live.images_dir.iterdir()) == []
