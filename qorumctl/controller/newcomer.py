@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from qorumctl import identity, image_use, images
@@ -21,6 +22,7 @@ from qorumctl.store.replacing import Replacement
 from qorumctl.units import GIB, MIB
 
 _READ_BYTES = MIB
+NEW = "it is new"
 
 
 def source_of(text: str, options: ReplaceOptions) -> Source:
@@ -45,7 +47,8 @@ def vet(context: SetContext, spec: SetSpec, name: str, source: Source, options: 
     """Every refusal that needs no daemon, before anything is changed. Returns whether the image is still to be made.
     Raises RefusedError."""
     copy = spec.copy_named(name).model_copy(update={"source": source})
-    for other in spec.copies:
+    others = [as_copy(spec, note) for note in context.replacements().values() if note.copy != name]
+    for other in (*spec.copies, *others):
         images.distinct([other, copy.model_copy(update={"name": "the new one"})], own_socket=context.runtime.nbd_sock)
     unit = images.alignment(source) if copy.cache == "none" else 512
     if spec.size % unit:
@@ -101,12 +104,19 @@ def is_ours(spec: SetSpec, name: str, sidecar: Sidecar) -> bool:
     return sidecar.uuid == str(spec.uuid) and sidecar.copy_ == name and sidecar.generation == 0
 
 
-def make(bench: Bench, note: Replacement) -> None:
+def make(bench: Bench, note: Replacement) -> Replacement:
     """Makes the image, if it is still to be made, and says beside it whose it is. Raises RefusedError, CopyError."""
     source, spec = note.source, bench.spec
     if not isinstance(source, FileSource):
-        return
-    if note.created and identity.read(source.path) is None:
+        return note
+    exists = images.inspect(source).exists
+    fresh = not exists or identity.read(source.path) is None
+    if fresh:
+        # Whatever is on record of what was copied to it is of another image.
+        mark = replace(note.mark, kept=False, lost=NEW, cursor_bytes=None)
+        note = replace(note, mark=mark, created=note.created or not exists)
+        bench.store.note_replacement(note)
+    if fresh and note.created:
         if image_use.is_blank(source, spec.size):
             # Ours: a command was killed before it had written the sidecar.
             Path(source.path).unlink(missing_ok=True)
@@ -123,6 +133,7 @@ def make(bench: Bench, note: Replacement) -> None:
         finally:
             os.close(descriptor)
     say_whose(spec, note)
+    return note
 
 
 def say_whose(spec: SetSpec, note: Replacement) -> None:

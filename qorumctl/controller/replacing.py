@@ -25,14 +25,12 @@ from qorumctl.controller.options import ReplaceOptions
 from qorumctl.controller.rejoining import flush_others, outvoted_words
 from qorumctl.controller.returning import Teller
 from qorumctl.daemon.graph import key_of_any_node, next_key
-from qorumctl.errors import CopyError, QorumError, RefusedError
+from qorumctl.errors import CopyError, DaemonError, QorumError, RefusedError
 from qorumctl.model.spec import SetSpec, Source
 from qorumctl.model.status import CopyResult
 from qorumctl.store.absent import Absence
 from qorumctl.store.records import now
 from qorumctl.store.replacing import Replacement
-
-_NEW = "it is new"
 
 
 async def replace_copy(
@@ -117,24 +115,23 @@ class _Replace:
                 )
         self._refuse_other(note)
         self._refuse_too_few()
+        fresh = note is None
         if note is None:
             assert self._wanted is not None
             note = self._note(self._wanted)
         else:
             self._vet(note.source)
         try:
-            newcomer.make(self._bench, note)
-            catch_up = self._open(note)
-        except QorumError:
-            if not note.checked:
-                # Nothing was done to it.
-                self._store.forget_replacement(self._name)
-                self._quorum.newcomers.discard(note.key)
+            catch_up = self._open(newcomer.make(self._bench, note))
+        except QorumError as error:
+            # Of one that goes on, what was done is kept.
+            if fresh and not isinstance(error, DaemonError):
+                self._take_back(note)
             raise
         found = catch_up.bring_in(enter=self._let_a_stale_one_leave)
         note = self._succeed(catch_up)
         warnings = outvoted_words(self._spec, found) + flush_others(self._bench, self._name)
-        full = catch_up.full and catch_up.reason != _NEW
+        full = catch_up.full and catch_up.reason != newcomer.NEW
         return _result(self._spec, note, changed=True).model_copy(
             update={
                 "full": full,
@@ -193,7 +190,7 @@ class _Replace:
         state = self._fence.run(self._quorum.describe())
         nodes = (key for node in state.nodes if (key := key_of_any_node(node)) is not None)
         key = next_key(self._name, [*nodes, *(record.copy for record in state.missed)])
-        mark = Absence(key, now(), "new", left=True, kept=False, lost=_NEW)
+        mark = Absence(key, now(), "new", left=True, kept=False, lost=newcomer.NEW)
         note = Replacement(
             copy=self._name,
             key=key,
@@ -208,6 +205,14 @@ class _Replace:
         self._store.note_replacement(note)
         self._quorum.newcomers.add(key)
         return note
+
+    def _take_back(self, note: Replacement) -> None:
+        """Its nodes are closed: nothing has come of it."""
+        records = self._fence.run(self._quorum.missed.of(note.key))
+        self._fence.run(self._quorum.missed.drop([record.name for record in records]))
+        newcomer.take_away(self._spec, note)
+        self._store.forget_replacement(self._name)
+        self._quorum.newcomers.discard(note.key)
 
     # -- its way into the quorum
 

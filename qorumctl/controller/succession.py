@@ -82,7 +82,7 @@ async def finish(context: SetContext, spec: SetSpec, quorum: QuorumSet, store: S
         await quorum.children.succeed(note.copy, note.key)
         # What the daemon still holds back is about the image that has left.
         await watcher.outlast_throttle(context)
-        store.forget_absence(note.copy)
+        store.forget_absence(note.copy, None)
     else:
         # Somebody has taken it out by hand.
         lost = "it left the quorum unrecorded"
@@ -90,7 +90,7 @@ async def finish(context: SetContext, spec: SetSpec, quorum: QuorumSet, store: S
     _hand_over_suspicions(store, note)
     mine = {note.key, note.copy}
     await quorum.missed.drop([record.name for record in await quorum.missed.all() if record.copy in mine])
-    store.forget_replacement(note.copy)
+    store.conclude_replacement(note)
 
 
 async def withdraw(context: SetContext, spec: SetSpec, quorum: QuorumSet, store: Store, note: Replacement) -> None:
@@ -125,7 +125,7 @@ def after_restart(context: SetContext) -> None:
                 if s.copy == note.key:
                     store.suspect([note.copy], missed=s.missed, why=s.why)
                     store.clear_suspicions({s.key: s.serial})
-            store.forget_replacement(note.copy)
+            store.conclude_replacement(note)
 
 
 def _announce(spec: SetSpec, store: Store, note: Replacement) -> tuple[identity.Identity, int]:

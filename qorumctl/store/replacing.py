@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 from pydantic import TypeAdapter
 
+from qorumctl.core.chronicle import Entry
 from qorumctl.model.spec import Source
+from qorumctl.store import chronicle
 from qorumctl.store.absent import Absence, from_text
 from qorumctl.store.database import Database
 
@@ -68,6 +70,9 @@ def put(database: Database, note: Replacement) -> None:
         )
 
 
-def remove(database: Database, copy: str) -> None:
+def remove(database: Database, copy: str, *, detail: str = "", time: str | None = None) -> None:
+    """`time`: when it came to its end; None: it was given up."""
     with database.write() as connection:
-        connection.execute("DELETE FROM meta WHERE key = ?", (f"{_PREFIX}{copy}",))
+        removed = connection.execute("DELETE FROM meta WHERE key = ?", (f"{_PREFIX}{copy}",))
+        if removed.rowcount and time is not None:
+            chronicle.note(connection, copy, Entry.REPLACED, time, detail=detail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -181,15 +181,25 @@ def _history(set_name: str, summaries: list[RunSummary], chapters: list[chronicl
 
 
 def copy_counts(database: Database) -> dict[str, tuple[int, int, int]]:
-    """Copy -> findings of all runs in which it was outvoted, could not be read, and was repaired."""
+    """Copy -> findings of all runs in which it was outvoted, could not be read, and was repaired; of one that was
+    replaced, since then."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     # One group for each set of names: answered from an index, however many findings there are.
-    for row in database.rows("SELECT copies, verdict, action, count(*) AS n FROM findings GROUP BY 1, 2, 3"):
+    groups = "SELECT copies, verdict, action, count(*) AS n FROM findings {} GROUP BY 1, 2, 3"
+    for row in database.rows(groups.format("")):
         for copy in database.parse(partial(_copies, row)):
-            counts[copy][0] += row["n"] if row["verdict"] == FindingVerdict.OUTVOTED else 0
-            counts[copy][1] += row["n"] if row["verdict"] == FindingVerdict.UNREADABLE else 0
-            counts[copy][2] += row["n"] if row["action"] == Action.REPAIRED else 0
+            _count(counts[copy], row, row["n"])
+    for replaced, newest_run in chronicle.replaced(database).items():
+        for row in database.rows(groups.format("WHERE newest_run <= ?"), (newest_run,)):
+            if replaced in database.parse(partial(_copies, row)):
+                _count(counts[replaced], row, -row["n"])
     return {copy: (outvoted, unreadable, repaired) for copy, (outvoted, unreadable, repaired) in counts.items()}
+
+
+def _count(counts: list[int], row: sqlite3.Row, n: int) -> None:
+    counts[0] += n if row["verdict"] == FindingVerdict.OUTVOTED else 0
+    counts[1] += n if row["verdict"] == FindingVerdict.UNREADABLE else 0
+    counts[2] += n if row["action"] == Action.REPAIRED else 0
 
 
 def _copies(row: sqlite3.Row) -> list[str]:
@@ -218,12 +228,15 @@ class OpenDamage:
 def open_damage(database: Database) -> OpenDamage:
     """Counted in SQL: there can be very many, and a status must not wait for that."""
     number, tied, by_copy = 0, 0, Counter[str]()
+    replaced = chronicle.replaced(database)
     for run, later in _runs_not_outdated(database):
         groups = _open_groups(database, run.id)
         for newest_run in {group[0] for group in groups}:
             for part in later.after(newest_run).ranges:
                 groups.update(_looked_at_again(database, run.id, newest_run, part))
-        for (_, copies, verdict), count in groups.items():
+        for (newest_run, copies, verdict), count in groups.items():
+            if _is_of_old_images(replaced, copies, verdict, newest_run):
+                continue
             number += count
             if verdict is FindingVerdict.NO_MAJORITY:
                 tied += count
@@ -269,17 +282,29 @@ def _grouped(rows: list[sqlite3.Row], sign: int) -> _Groups:
 def open_findings(database: Database, verdict: FindingVerdict | None = None) -> Iterator[OpenFinding]:
     """One after the other, newest run first."""
     where = f"AND action IN {_OPEN}" + (f" AND verdict = '{verdict}'" if verdict else "")
+    replaced = chronicle.replaced(database)
     for run, later in _runs_not_outdated(database):
-        for rows in _pages(database, "id, start, length, verdict, newest_run", run.id, where):
-            yield from database.parse(partial(_still_open, rows, later))
+        for rows in _pages(database, "id, start, length, verdict, newest_run, copies", run.id, where):
+            yield from database.parse(partial(_still_open, rows, later, replaced))
 
 
-def _still_open(rows: list[sqlite3.Row], later: _Looks) -> list[OpenFinding]:
+def _still_open(rows: list[sqlite3.Row], later: _Looks, replaced: Mapping[str, int]) -> list[OpenFinding]:
     return [
         OpenFinding(row["start"], row["length"], FindingVerdict(row["verdict"]))
         for row in rows
-        if any(later.after(row["newest_run"]).rest_of(Range(row["start"], row["length"])))
+        if not _is_of_old_images(
+            replaced, names_from_json(row["copies"]), FindingVerdict(row["verdict"]), row["newest_run"]
+        )
+        and any(later.after(row["newest_run"]).rest_of(Range(row["start"], row["length"])))
     ]
+
+
+def _is_of_old_images(
+    replaced: Mapping[str, int], copies: Sequence[str], verdict: FindingVerdict, newest_run: int
+) -> bool:
+    """Found in images that are none of the set's any more. Without a majority it may lie in the others, too."""
+    alone = bool(copies) and verdict is not FindingVerdict.NO_MAJORITY
+    return alone and all(newest_run <= replaced.get(copy, 0) for copy in copies)
 
 
 class _Looks:

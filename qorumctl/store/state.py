@@ -317,6 +317,7 @@ class Store:
         self._database.check_whole()
         self.history(limit=1)
         self.suspicions()
+        self.replacements()
 
     def absences(self) -> dict[str, Absence]:
         """Copy -> the mark that it is away."""
@@ -352,7 +353,14 @@ class Store:
         """Sets or replaces the note of one copy. On disk when this returns."""
         replacing.put(self._database, note)
 
+    def conclude_replacement(self, note: Replacement) -> None:
+        """It is the copy: what was found until now was found in an image that is none of the set's any more."""
+        replacing.remove(
+            self._database, note.copy, detail=f"{note.old_source} -> {note.source.label}", time=self._now()
+        )
+
     def forget_replacement(self, copy: str) -> None:
+        """Nothing has come of it."""
         replacing.remove(self._database, copy)
 
     def meta(self, key: str) -> str | None:

@@ -91,7 +91,7 @@ async def test_copies_are_replaced_under_writers(
     shadow = await running(live)
     for seed in attack.rounds(1):
         servers: list[NbdServer] = []
-        with Writers(live, shadow, Range(0, SIZE), seed=seed) as writers:
+        with Writers(live, shadow, Range(0, 2 * MIB), seed=seed) as writers:
             for turn, (copy, kind) in enumerate(zip("cba", ("raw", "qcow2", "nbd"), strict=True)):
                 new: Path | str = live.images_dir / f"{seed}-{turn}.img"
                 if kind == "nbd":
@@ -162,7 +162,7 @@ async def test_command_and_daemon_killed_together(live_set: LiveSets, attack: At
 
 
 @pytest.mark.parametrize(
-    "place", ["newcomer:make", 20, 50, "catching_up:settle", "succession:begin", "succession:_announce"]
+    "place", ["newcomer:make", 20, 50, "detaching:flush", "succession:begin", "succession:_announce"]
 )
 async def test_a_cancelled_one_leaves_the_old_copy_in_place(live_set: LiveSets, place: str | int) -> None:
     live = live_set(size_bytes=SIZE)
@@ -331,7 +331,8 @@ async def test_fast_zeroes_reach_a_copy_that_has_none(
             guest.zero(MIB, n * MIB, nbd.CMD_FLAG_FAST_ZERO)
             shadow[n * MIB : (n + 1) * MIB] = bytes(MIB)
         except nbd.Error as refused:
-            assert refused.errnum in {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}, refused
+            if refused.errnum not in {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
         guest.zero(MIB, (4 + n) * MIB)
         shadow[(4 + n) * MIB : (5 + n) * MIB] = bytes(MIB)
     await holds(live, shadow)
@@ -353,7 +354,7 @@ async def test_the_definition_keeps_its_comments_and_the_old_image_is_refused_la
     write(live, shadow)
     await live.sets.stop(NAME)
     definition.write_text(text)
-    with pytest.raises(RefusedError, match="Copy c .* has missed writes"):
+    with pytest.raises(RefusedError, match=r"Copy c .* has missed writes"):
         await live.start()
     definition.write_text(text.replace(str(old), str(new)))
     await live.start()
@@ -458,3 +459,28 @@ async def test_delete_takes_the_unfinished_image_along(live_set: LiveSets) -> No
     await live.sets.stop(NAME)
     await live.sets.delete(NAME, images=True)
     assert list(live.images_dir.iterdir()) == []
+
+
+async def test_what_was_found_in_the_old_image_is_no_matter_any_more(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    live.flip("c", AT)
+    assert (await live.scrub(mode="report")).outcome == "damaged"
+    assert (await status_of(live.sets)).copies[2].state == "suspect"
+    new = live.images_dir / "new.img"
+    assert (await live.sets.replace(NAME, "c", str(new))).changed
+    await replaced(live, "c", new)
+    status = await status_of(live.sets)
+    assert (status.unrepaired, status.copies[2].outvoted) == (0, 0)
+    await holds(live, shadow)
+
+
+async def test_an_image_that_vanished_on_the_way_is_made_anew(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    new = live.images_dir / "new.img"
+    live.dies_at("succession:begin", "copy", "replace", NAME, "c", str(new))
+    new.unlink()
+    assert (await live.sets.replace(NAME, "c")).compared_bytes == SIZE
+    await replaced(live, "c", new)
+    await holds(live, shadow)
