@@ -109,14 +109,13 @@ class SetContext:
             return {}
 
     def replacements(self) -> dict[str, Replacement]:
-        """Copy -> the note that another image is to take its place. As `absences`."""
-        if not self.state_dir.is_dir():
-            return {}
-        try:
-            with self.store(read_only=True) as store:
-                return store.replacements()
-        except DamagedStateError:
-            return {}
+        """Copy -> the note that another image is to take its place. Of a record that cannot be read there is none: a
+        set is stopped without it, and whoever needs it says what is wrong with it."""
+        with contextlib.suppress(StoreError):
+            if self.state_dir.is_dir():
+                with self.store(read_only=True) as store:
+                    return store.replacements()
+        return {}
 
     def has_succeeded(self, note: Replacement) -> bool:
         """Whether the newcomer has taken the copy's place: it was proven, and the definition names it. One that names

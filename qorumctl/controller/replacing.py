@@ -221,8 +221,8 @@ class _Replace:
             copy=self._name,
             who=f"The new image of copy {self._name}",
             cannot="cannot take its place",
-            stays=f"Copy {self._name} is as it was.",
-            out=f"It was taken out again; copy {self._name} is as it was.",
+            stays=f"Copy {self._name} keeps its old image.",
+            out=f"It was taken out again; copy {self._name} keeps its old image.",
             mend=f"Run 'qorumctl scrub {self._spec.name}'; what that has to leave, write anew through the volume, from "
             "a backup. Then repeat the command.",
         )
@@ -267,8 +267,8 @@ class _Replace:
             if catch_up.missed_since_begin():
                 raise CopyError(
                     f"The new image of copy {self._name} missed a write.",
-                    remedy=f"It was taken out again; copy {self._name} is as it was. Look at its storage, then repeat "
-                    "the command.",
+                    remedy=f"It was taken out again; copy {self._name} keeps its old image. Look at its storage, "
+                    "then repeat the command.",
                     set_name=self._spec.name,
                     copy=self._name,
                 )

@@ -13,6 +13,7 @@ from qorumctl.errors import (
     DaemonError,
     DaemonStalledError,
     QorumError,
+    StoreError,
 )
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import Result, SetState
@@ -27,9 +28,9 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     warnings: list[str] = []
     try:
         await succession.settle_leftovers(context)
-    except QorumError:
-        # A definition that cannot be read, or a copy that hangs: the next command does it.
-        if not force:
+    except QorumError as error:
+        # A full disk, a definition that cannot be read, a copy that hangs: a newcomer ends with the daemon.
+        if not force and not isinstance(error, StoreError):
             raise
     spec = spec_in_force(context)
     wait_s = context.timeouts.stop_s

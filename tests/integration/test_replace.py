@@ -299,7 +299,7 @@ async def test_what_has_no_majority_is_refused_and_the_old_copy_stays(live_set: 
     new = live.images_dir / "new.img"
     with pytest.raises(RefusedError, match=f"do not agree on 512 B that it lacks, at {AT}:512") as caught:
         await live.sets.replace(NAME, "c", str(new))
-    assert "Copy c is as it was" in (caught.value.remedy or "")
+    assert "Copy c keeps its old image" in (caught.value.remedy or "")
     assert set((await standing(live)).copies) == {"a", "b", "c"}
     write(live, shadow)
     assert (await live.sets.replace(NAME, "c")).changed
