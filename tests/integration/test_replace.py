@@ -91,8 +91,8 @@ async def test_copies_are_replaced_under_writers(
     shadow = await running(live)
     for seed in attack.rounds(1):
         servers: list[NbdServer] = []
-        with Writers(live, shadow, Range(0, 2 * MIB), seed=seed) as writers:
-            for turn, (copy, kind) in enumerate(zip("cba", ("raw", "qcow2", "nbd"), strict=True)):
+        with Writers(live, shadow, Range(0, MIB), seed=seed) as writers:
+            for turn, (copy, kind) in enumerate((("c", "qcow2"), ("a", "nbd"))):
                 new: Path | str = live.images_dir / f"{seed}-{turn}.img"
                 if kind == "nbd":
                     backing = live.images_dir / f"{seed}-{turn}.backing"
@@ -120,7 +120,7 @@ async def test_copies_are_replaced_under_writers(
 async def test_killed_before_any_step_and_repeated(live_set: LiveSets, attack: Attack) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
-    for seed in attack.rounds(3):
+    for seed in attack.rounds(2):
         dice = random.Random(seed)
         copy, new = dice.choice("abc"), live.images_dir / f"{seed}.img"
         if seed % 3 == 1:
@@ -146,7 +146,7 @@ async def test_command_and_daemon_killed_together(live_set: LiveSets, attack: At
     """The host fails at any step of a replacement: either set stands whole, the old one or the new one."""
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
-    for seed in attack.rounds(2):
+    for seed in attack.rounds(1):
         dice = random.Random(seed)
         copy, new = dice.choice("abc"), live.images_dir / f"{seed}.img"
         attack.count(kills=1 + cut(live, dice.randrange(1, 130), "copy", "replace", NAME, copy, str(new)))
@@ -161,34 +161,32 @@ async def test_command_and_daemon_killed_together(live_set: LiveSets, attack: At
         await holds(live, shadow)
 
 
-@pytest.mark.parametrize(
-    "place", ["newcomer:make", 20, 50, "detaching:flush", "succession:begin", "succession:_announce"]
-)
-async def test_a_cancelled_one_leaves_the_old_copy_in_place(live_set: LiveSets, place: str | int) -> None:
+async def test_a_cancelled_one_leaves_the_old_copy_in_place(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
-    before, new = live.contents("c"), live.images_dir / "new.img"
-    command = ("copy", "replace", NAME, "c", str(new))
-    if isinstance(place, str):
-        live.dies_at(place, *command)
-    else:
-        assert cut(live, place, *command)
-    write(live, shadow)
-    copy = (await status_of(live.sets)).copies[2]
-    assert (copy.state, copy.replaced_by) == ("current", str(new))
-    assert copy.note == f"being replaced by {new}: 'qorumctl copy replace web01 c' goes on"
-    with pytest.raises(RefusedError, match=f"is being replaced by {new} already"):
-        await live.sets.replace(NAME, "c", str(live.images_dir / "other.img"))
-    if place in {50, "succession:begin"}:
-        await live.sets.stop(NAME)
-    result = await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))
-    assert (result.changed, result.cancelled) == (True, True)
-    if result.state == "stopped":
-        await live.start()
-    assert not new.exists()
-    assert not identity.sidecar_path(new).exists()
-    assert as_if_nothing_had_been(await standing(live))
-    assert live.contents("c") == bytes(shadow) != before
+    new, command = live.images_dir / "new.img", ("copy", "replace", NAME, "c", str(live.images_dir / "new.img"))
+    for n, place in enumerate(("newcomer:make", 20, 50, "detaching:flush", "succession:begin", "succession:_announce")):
+        if isinstance(place, str):
+            live.dies_at(place, *command)
+        else:
+            assert cut(live, place, *command)
+        write(live, shadow, at=n * 4096)
+        copy = (await status_of(live.sets)).copies[2]
+        assert (copy.state, copy.replaced_by) == ("current", str(new))
+        assert copy.note == f"being replaced by {new}: 'qorumctl copy replace web01 c' goes on"
+        with pytest.raises(RefusedError, match=f"is being replaced by {new} already"):
+            await live.sets.replace(NAME, "c", str(live.images_dir / "other.img"))
+        stopped = place in {50, "succession:begin"}
+        if stopped:
+            await live.sets.stop(NAME)
+        result = await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))
+        assert (result.changed, result.cancelled) == (True, True)
+        if stopped:
+            await live.start()
+        assert not new.exists()
+        assert not identity.sidecar_path(new).exists()
+        assert as_if_nothing_had_been(await standing(live))
+    assert live.equal_to(shadow) == {"a": True, "b": True, "c": True}
     assert (await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))).changed is False
     with pytest.raises(UsageError, match="no new image was named"):
         await live.sets.replace(NAME, "c")
@@ -307,7 +305,7 @@ async def test_what_has_no_majority_is_refused_and_the_old_copy_stays(live_set: 
     await holds(live, shadow)
 
 
-@pytest.mark.parametrize("mode", ["fastzeromode=none", "fastzeromode=slow", "zeromode=none"])
+@pytest.mark.parametrize("mode", ["fastzeromode=none", "zeromode=none"])
 async def test_fast_zeroes_reach_a_copy_that_has_none(
     live_set: LiveSets, nbdkit: Nbdkit, connect: Callable[..., Any], mode: str
 ) -> None:
@@ -411,18 +409,17 @@ REFUSED: dict[str, tuple[Callable[[LiveSet, Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-async def test_what_cannot_take_a_copys_place(live_set: LiveSets, what: str) -> None:
+async def test_what_cannot_take_a_copys_place(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     await running(live)
-    new = live.images_dir / "new.img"
-    spoil, words = REFUSED[what]
-    spoil(live, new)
     before = await standing(live)
-    with nothing_changes(live), pytest.raises(QorumError, match=words):
-        await live.sets.replace(NAME, "c", str(new))
-    assert await standing(live) == before
-    assert (await status_of(live.sets)).copies[2].replaced_by is None
+    for n, (spoil, words) in enumerate(REFUSED.values()):
+        new = live.images_dir / f"new{n}.img"
+        spoil(live, new)
+        with nothing_changes(live), pytest.raises(QorumError, match=words):
+            await live.sets.replace(NAME, "c", str(new))
+        assert await standing(live) == before
+        assert (await status_of(live.sets)).copies[2].replaced_by is None
 
 
 async def test_an_empty_image_that_was_made_beforehand_is_taken(live_set: LiveSets) -> None:
