@@ -137,6 +137,7 @@ def action(one: SetStatus) -> str | None:
     """What to do about the state; None where nothing is to be done."""
     states = {copy.state for copy in one.copies}
     away = [copy.name for copy in one.copies if copy.away_since is not None]
+    failing = [copy.name for copy in one.copies if copy.failing]
     match one.state:
         case SetState.HEALTHY:
             return None
@@ -159,6 +160,8 @@ def action(one: SetStatus) -> str | None:
                 f"See 'qorumctl report {one.set}'. Write the ranges without a majority anew through the volume, from a"
                 f" backup; then run 'qorumctl scrub {one.set}'.{other}"
             )
+        case SetState.DEGRADED if failing and not away:
+            return f"Replace copy {failing[0]}: 'qorumctl copy replace {one.set} {failing[0]} SOURCE'."
         case SetState.DEGRADED if away:
             return f"When its storage is back, run 'qorumctl copy rejoin {one.set} {away[0]}'."
         case SetState.DEGRADED if states & {CopyState.MISSING, CopyState.STALLED}:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qorumctl.cli.render import fields, table, words
 from qorumctl.cli.text import counted, listed, moment, percent, taken
+from qorumctl.controller.failing import BOUND
 from qorumctl.controller.observer import ScrubPosition, ScrubStart
 from qorumctl.core.diagnosis import Kind
 from qorumctl.core.findings import Action, Cause, FindingVerdict, Source
@@ -251,11 +252,32 @@ def _told_left(report: ScrubReport, left: Sequence[FindingDocument]) -> str:
             f" 'qorumctl scrub {report.set} --repair' repairs, where the set runs and its policy is repair."
         )
     blamed = {name for one in left for name in one.copies}
+    if why := _told_unrewritten(report, blamed):
+        return f"{told} Guests still read what the majority holds, but another failure there would lose data. {why}"
     whose = f"the storage of {_copies(blamed)}" if blamed else "the storage of the copies"
     return (
         f"{told} Guests still read what the majority holds, but another failure there would lose data. Check {whose},"
         f" then run 'qorumctl scrub {report.set}' again."
     )
+
+
+def _told_unrewritten(report: ScrubReport, blamed: set[str]) -> str:
+    """Of copies whose sectors no fenced read repairs: why they were not written anew, and what to do. Empty where
+    nothing is to be said of one of them."""
+    told = []
+    for name in sorted(blamed):
+        if name in report.failing_copies:
+            told.append(
+                f"Copy {name} is failing: it has lost more than a scrub writes anew ({BOUND}). Replace it:"
+                f" 'qorumctl copy replace {report.set} {name} SOURCE'."
+            )
+        elif why := report.left_because.get(name):
+            told.append(f"Copy {name}: {why.removesuffix('.')}.")
+        else:
+            return ""
+    if told and not blamed <= set(report.failing_copies):
+        told.append(f"Then run 'qorumctl scrub {report.set}' again.")
+    return " ".join(told)
 
 
 def _told_hopeless(report: ScrubReport, hopeless: Sequence[FindingDocument]) -> str:

@@ -115,8 +115,12 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
                 try:
                     report = await sets.scrub(name, options, observer=shown, control=steering.control)
                 except QorumError as error:
-                    if single:
+                    if single and not (steering.interrupted and error.code == "interrupted"):
                         raise
+                    if single:
+                        shown.hide()
+                        outlet.error(error, exit_code=exit_codes.INTERRUPTED)
+                        return exit_codes.INTERRUPTED
                     codes.append(error.exit_code)
                     documents.append(error_document(error))
                     outlet.note(f"qorumctl: {name}: {error}")

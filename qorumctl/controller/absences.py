@@ -9,7 +9,7 @@ from qorumctl.controller import record, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.vetting import enough
 from qorumctl.core.chronicle import Entry
-from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.daemon.quorum_set import GraphState, QuorumSet
 from qorumctl.errors import CopyError, CopyInUseError, CopySilentError, RefusedError
 from qorumctl.identity import Identity
 from qorumctl.model.spec import SetSpec
@@ -55,6 +55,12 @@ def note_unmarked(context: SetContext, spec: SetSpec, names: Iterable[str]) -> N
             if name not in marks:
                 left = mark(spec, name, "not in the quorum", left=True, lost=_UNRECORDED)
                 store.note_absence(left, Entry.FOUND_OUTSIDE)
+
+
+async def drop_unneeded(marks: Mapping[str, Absence], quorum: QuorumSet, state: GraphState) -> None:
+    """Records of copies that are not away: a command was killed right after it had taken the mark away."""
+    known = marks.keys() | quorum.newcomers
+    await quorum.missed.drop([record.name for record in state.missed if record.copy not in known])
 
 
 def note_left_out(context: SetContext, spec: SetSpec, who: Identity, absent: Mapping[str, str]) -> None:

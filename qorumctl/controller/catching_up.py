@@ -23,7 +23,7 @@ from qorumctl.controller.fenced_work import Bench
 from qorumctl.controller.resync import Resync
 from qorumctl.controller.settling import Settlement, settle
 from qorumctl.copies.nbd_link import ALLOCATION, NbdLink
-from qorumctl.core.ranges import Range, coalesce, split, total_bytes
+from qorumctl.core.ranges import Range, coalesce, intersect, split, subtract, total_bytes
 from qorumctl.core.vote import strict_majority
 from qorumctl.daemon.graph import copy_node
 from qorumctl.errors import CopyError, DaemonStalledError, QorumError, RefusedError
@@ -78,6 +78,9 @@ class CatchUp:
         self._save = save
         self._words = words
         self._asked_for_all = full
+        # What it does not hold though it was written anew, and what of that guests have written since it left.
+        self._broken: list[Range] = []
+        self.lacking: list[Range] = []
         self.mark = mark
         self.full = False
         self.reason: str | None = None
@@ -158,6 +161,11 @@ class CatchUp:
         finally:
             self._fence.run(self._quorum.missed.unpublish(names))
 
+    def _storable(self, ranges: list[Range]) -> list[Range]:
+        """A sector that it cannot store is no reason to keep all else of it away: it was so before it left."""
+        self.lacking = [*self.lacking, *intersect(ranges, self._broken)]
+        return subtract(ranges, self._broken)
+
     def _marked_bytes(self, names: Sequence[str]) -> int:
         """At most: what stands in two records is counted twice."""
         records = self._fence.run(self._quorum.missed.of(self._name))
@@ -181,6 +189,7 @@ class CatchUp:
                 others = [self._bench.reader(stack, name) for name in state.copies]
                 work = Resync(self._words.who, others, self._fence, link, status, self._teller)
                 try:
+                    self._rewrite(work)
                     if not self.mark.kept:
                         self._compare_all(work)
                     self._passes(work)
@@ -194,9 +203,17 @@ class CatchUp:
             with suppress(DaemonStalledError):
                 self._fence.run(self._quorum.children.end_exports(self._name))
 
+    def _rewrite(self, work: Resync) -> None:
+        ranges = intersect(self.mark.rewritten, [Range(0, self._spec.size)])
+        if ranges:
+            self._teller.begin("writing anew what it cannot read", total_bytes(ranges), 0)
+            work.rewrite(ranges, self._spec.size)
+            self._broken = work.broken
+            self.lacking = [] if self.mark.kept else work.broken
+
     def _compare_all(self, work: Resync) -> None:
         cursor = self.mark.cursor_bytes or 0
-        self._teller.begin("comparing all of it", self._spec.size, cursor)
+        self._teller.begin("comparing all of it", self._spec.size, cursor, takes_long=True)
         unknown = work.compare(
             cursor,
             self._spec.size,
@@ -215,7 +232,7 @@ class CatchUp:
                 self._teller.begin("copying what it missed", most, 0)
             size, unknown = 0, list[Range]()
             with closing(self._marked(ended)) as parts:
-                for ranges in parts:
+                for ranges in map(self._storable, parts):
                     unknown += work.copy(ranges, partial(self._teller.moved, after_bytes=size))
                     size += total_bytes(ranges)
             self._refuse_unknown(unknown)
@@ -296,7 +313,7 @@ class CatchUp:
         with ExitStack() as stack:
             readers = [self._bench.reader(stack, name) for name in names]
             parts = stack.enter_context(closing(self._marked(ended)))
-            ranges = (r for part in parts for r in part)
+            ranges = (r for part in parts for r in self._storable(part))
             found = settle(self._name, readers, self._fence, plan, ranges, self._teller.moved)
         self.figures.update(healed_bytes=found.healed_bytes, verified_bytes=found.verified_bytes)
         return found

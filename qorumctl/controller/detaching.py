@@ -13,7 +13,7 @@ Killed anywhere, the same command goes on from where it was. Up to the last step
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qorumctl import identity
@@ -32,6 +32,7 @@ from qorumctl.store import Store
 from qorumctl.store.absent import Absence
 
 DETACHED = "detached"
+REWRITTEN = "taken out to write anew what it cannot read"
 _FORCED = "it was detached by force, with writes under way"
 _SILENT, _UNREADABLE = "does not answer", "cannot be read"
 _NOT_YET = "its detaching was not brought to its end"
@@ -43,26 +44,37 @@ async def detach(context: SetContext, spec: SetSpec, name: str, *, force: bool) 
     try:
         async with context.scrub_monitor() as monitor:
             quorum = context.quorum(spec, monitor)
-            return await detach_from(context, spec, quorum, name, force=force)
+            return await take_out(context, spec, quorum, name, force=force)
     except DaemonStalledError as error:
         raise _hung(context, spec, name) from error
 
 
-async def detach_from(context: SetContext, spec: SetSpec, quorum: QuorumSet, name: str, *, force: bool) -> CopyResult:
+async def take_out(
+    context: SetContext,
+    spec: SetSpec,
+    quorum: QuorumSet,
+    name: str,
+    *,
+    force: bool = False,
+    rewrite: Sequence[Range] = (),
+) -> CopyResult:
+    """`rewrite`: what is to be written anew before the copy comes back; a scrub then finishes what was interrupted."""
     state = await assembled(context, quorum)
     with context.store() as store:
         marks = store.absences()
         mark = marks.get(name)
+        if mark is not None and mark.rewrite and not rewrite:
+            # Whoever detaches it means it to stay away.
+            mark = replace(mark, why=DETACHED, rewrite=())
         if name not in state.copies:
             if mark is None or not mark.left:
                 # Somebody else took it out: nobody knows since when.
                 mark = replace(
-                    mark or absences.mark(spec, name, DETACHED, left=False, lost=_NOT_YET),
-                    left=True,
-                    kept=False,
-                    lost="it left the quorum unrecorded",
+                    mark or _mark(spec, name, ()), left=True, kept=False, lost="it left the quorum unrecorded"
                 )
                 store.note_absence(mark, Entry.FOUND_OUTSIDE)
+            else:
+                store.note_absence(mark)
             return _result(spec, mark, changed=await quorum.children.close(name))
         for copy in state.copies:
             # Killed between the end of its export and its leaving, or as it came back.
@@ -71,7 +83,7 @@ async def detach_from(context: SetContext, spec: SetSpec, quorum: QuorumSet, nam
         if not force:
             await asyncio.to_thread(_ask_for_a_sign_of_life, context, spec, name)
         await quorum.sweep()
-        mark = mark or absences.mark(spec, name, DETACHED, left=False, lost=_NOT_YET)
+        mark = mark or _mark(spec, name, rewrite)
         # A copy that is half back keeps its record: nothing that stands in it is dropped before it is all proven.
         mark = replace(mark, kept=mark.kept and mark.left)
         store.note_absence(mark)
@@ -85,13 +97,16 @@ async def _leave(
 ) -> Absence:
     name = mark.copy
     if not any(record.recording for record in await quorum.missed.of(name)):
-        await quorum.missed.begin(name, drain=not force)
+        # While it is out for what it has lost, another may have lost something near to what guests write.
+        await quorum.missed.begin(name, drain=not force, by_sectors=bool(mark.rewrite))
     lost = _FORCED if force else await _why_lost(context, spec, store, name)
     if mark.left and not mark.kept:
         lost = lost or mark.lost
     generation = None if force else _generation(spec, name)
     mark = replace(mark, left=True, kept=not lost, lost=lost, daemon=context.pid(), generation=generation)
-    store.note_absence(mark, Entry.FORCED_OUT if force else Entry.DETACHED)
+    # A scrub's doing for a moment is no part of the copy's history: the findings are.
+    entry = None if mark.rewrite else Entry.FORCED_OUT if force else Entry.DETACHED
+    store.note_absence(mark, entry)
     await quorum.children.take_out(name)
     await quorum.children.close(name)
     return mark
@@ -117,6 +132,11 @@ def _generation(spec: SetSpec, name: str) -> int | None:
     source = spec.copy_named(name).source
     sidecar = identity.read(source.path) if isinstance(source, FileSource) else None
     return None if sidecar is None else sidecar.reached
+
+
+def _mark(spec: SetSpec, name: str, rewrite: Sequence[Range]) -> Absence:
+    why, places = REWRITTEN if rewrite else DETACHED, tuple((r.offset, r.length) for r in rewrite)
+    return replace(absences.mark(spec, name, why, left=False, lost=_NOT_YET), rewrite=places)
 
 
 def refuse_unfit(

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.controller.context import SetContext
+from qorumctl.controller.live import reached
 from qorumctl.controller.observer import ScrubControl, StopReason
 from qorumctl.controller.returning import Teller
 from qorumctl.copies.nbd import NbdCopy
-from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.model.spec import SetSpec
@@ -55,7 +55,7 @@ async def carry_out(
 ) -> T:
     """Under the set's lock, with a monitor that is open throughout."""
     loop = asyncio.get_running_loop()
-    working = asyncio.ensure_future(asyncio.to_thread(_run, context, spec, quorum, teller, work, loop))
+    working = asyncio.ensure_future(asyncio.to_thread(work_here, context, spec, quorum, teller, loop, work))
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
@@ -66,28 +66,14 @@ async def carry_out(
         raise
 
 
-def _run(
+def work_here(
     context: SetContext,
     spec: SetSpec,
     quorum: QuorumSet,
     teller: Teller,
-    work: Callable[[Bench], T],
     loop: asyncio.AbstractEventLoop,
+    work: Callable[[Bench], T],
 ) -> T:
-    readers: list[NbdCopy] = []
-
-    def hang_up() -> None:
-        for reader in readers:
-            reader.close()
-
-    def sign_of_life() -> None:
-        for reader in readers:
-            reader.observe(Range(0, SECTOR_BYTES))
-
-    socket = context.runtime.nbd_sock
-    fence = LiveFence(quorum, loop, socket, context.timeouts, spec.size, hang_up, sign_of_life)
-    try:
-        with context.store() as store:
-            return work(Bench(context, spec, quorum, store, fence, teller, readers))
-    finally:
-        fence.close()
+    """In the thread that calls; QMP runs in `loop`."""
+    with reached(context, spec, quorum, loop) as (fence, readers), context.store() as store:
+        return work(Bench(context, spec, quorum, store, fence, teller, readers))

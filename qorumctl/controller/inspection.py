@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qorumctl.controller import record, watcher
+from qorumctl.controller import failing, record, watcher
 from qorumctl.controller.absences import RECORD_LOST
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
@@ -57,7 +57,7 @@ class _History:
     scrub: RunningScrub | None = None
     last: RunSummary | None = None
     counts: Counts = field(default_factory=dict)
-    damage: OpenDamage = field(default_factory=lambda: OpenDamage(0, {}, None))
+    damage: OpenDamage = field(default_factory=lambda: OpenDamage(0, {}, {}, None))
     blame: Blame | None = None
     owner: str | None = None
     lost: bool = False
@@ -202,6 +202,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
     state, note = CopyState.OFFLINE, None
     absence = history.absences.get(name)
     missed_bytes = None
+    fails = failing.is_failing(*history.damage.lost_by_copy.get(name, (0, 0)))
     if absence is not None:
         state = CopyState.MISSING
         missed_bytes = _missed_bytes(absence, live, pid)
@@ -216,6 +217,8 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
             state, note = CopyState.SUSPECT, _missed(missed)
         elif left := history.damage.by_copy.get(name, 0):
             state, note = CopyState.SUSPECT, f"{left} damaged range{'s' if left > 1 else ''} not repaired"
+            if fails:
+                note += f", more than a scrub writes anew: it is failing; {failing.replacement(spec.name, name)}"
         elif history.uncompared:
             state, note = CopyState.SUSPECT, "not compared since an unclean stop"
         elif unwatched := next((s for s in history.suspicions if s.copy == name), None):
@@ -232,6 +235,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         unreadable=unreadable,
         repaired=repaired,
         missed_writes=any(s.copy == name and s.missed for s in history.suspicions),
+        failing=fails,
         note=note,
         away_since=None if absence is None else absence.since,
         missed_bytes=missed_bytes,
@@ -264,6 +268,8 @@ def _missed_bytes(absence: Absence, live: _Live | None, pid: int | None) -> int 
 
 def _absence_words(absence: Absence, live: _Live | None, missed_bytes: int | None) -> str:
     since = f"{absence.why}, away since {_moment(absence.since)}"
+    if absence.rewrite:
+        since += "; the next scrub brings it back"
     if live is not None and live.graph is not None and absence.copy in live.graph.copies:
         return f"{since}, half back: repeat the command that was interrupted"
     if live is not None and live.graph is None:

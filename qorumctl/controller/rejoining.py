@@ -1,7 +1,8 @@
 """`copy rejoin`: brings a copy that is away up to date under the guests' writes, and back into the quorum.
 
     vet         its image, before anything is changed
-    catch up    what it missed is copied, it goes in, the rest is healed and proven (catching_up.py)
+    catch up    what a scrub took it out for is written anew, what it missed is copied; it goes in, the rest is healed
+                and proven (catching_up.py)
     admit       flush, sidecars, marks; the mark that it is away goes last
 
 Killed anywhere, the same command goes on.
@@ -9,17 +10,20 @@ Killed anywhere, the same command goes on.
 
 from __future__ import annotations
 
+import asyncio
+
 from qorumctl import identity
 from qorumctl.controller import absences, detaching, watcher
 from qorumctl.controller.catching_up import CatchUp, Words
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.fenced_work import Bench, carry_out
+from qorumctl.controller.fenced_work import Bench, carry_out, work_here
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.returning import Teller
 from qorumctl.controller.settling import Settlement
 from qorumctl.controller.vet_return import vet_return
 from qorumctl.core.chronicle import Entry
 from qorumctl.daemon.graph import copy_node
+from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import CopyResult
 
@@ -31,13 +35,30 @@ async def rejoin(
     detaching.check_known(spec, name)
     # What the daemon holds back of a write that failed a moment ago is a reason to compare everything.
     await watcher.outlast_throttle(context)
-    teller = Teller(spec, f"copy {name}", "rejoin", f"copy {name} of {spec.name} is still away", observer, control)
+    teller = teller_of(spec, name, observer, control)
     async with context.scrub_monitor() as monitor:
         quorum = context.quorum(spec, monitor)
         await detaching.assembled(context, quorum)
         return await carry_out(
             context, spec, quorum, teller, control, lambda bench: _Rejoin(bench, name, full=full).run()
         )
+
+
+def teller_of(spec: SetSpec, name: str, observer: Observer, control: ScrubControl, *, brief: bool = False) -> Teller:
+    standing = f"copy {name} of {spec.name} is still away"
+    return Teller(spec, f"copy {name}", "rejoin", standing, observer, control, brief=brief)
+
+
+def bring_back(
+    context: SetContext,
+    spec: SetSpec,
+    quorum: QuorumSet,
+    name: str,
+    teller: Teller,
+    loop: asyncio.AbstractEventLoop,
+) -> CopyResult:
+    """As `rejoin`, in a thread of the caller's own; QMP runs in `loop`."""
+    return work_here(context, spec, quorum, teller, loop, lambda bench: _Rejoin(bench, name, full=False).run())
 
 
 class _Rejoin:
@@ -55,9 +76,7 @@ class _Rejoin:
         self._fence.run(self._quorum.sweep())
         state = self._fence.run(self._quorum.describe())
         marks = self._store.absences()
-        # A command that was killed right after it had taken a mark away.
-        known = marks.keys() | self._quorum.newcomers
-        self._fence.run(self._quorum.missed.drop(r.name for r in state.missed if r.copy not in known))
+        self._fence.run(absences.drop_unneeded(marks, self._quorum, state))
         inside = name in state.copies
         mark = marks.get(name)
         if mark is None and inside:
@@ -98,7 +117,11 @@ class _Rejoin:
         identity.admit(self._spec, name, identity.this_host(), without=away)
         if catch_up.mark.kept and catch_up.mark.serials:
             self._store.clear_suspicions(catch_up.mark.serials)
-        self._store.forget_absence(name, detail=catch_up.reason or "")
+        if catch_up.lacking:
+            # As when a write fails while it is in the quorum.
+            self._store.suspect([name], missed=True, why="it does not store what is written to it")
+        how = None if catch_up.mark.rewrite else Entry.REJOINED
+        self._store.forget_absence(name, how, detail=catch_up.reason or "")
         records = self._fence.run(self._quorum.missed.of(name))
         self._fence.run(self._quorum.missed.drop([record.name for record in records]))
         return CopyResult(

@@ -254,7 +254,7 @@ class _Replace:
         state = self._fence.run(self._quorum.describe())
         stale = suspects.stale(self._store, self._spec)
         if self._name in state.copies and self._name in stale:
-            leaving = detaching.detach_from(self._context, self._spec, self._quorum, self._name, force=False)
+            leaving = detaching.take_out(self._context, self._spec, self._quorum, self._name)
             self._fence.run(leaving)
 
     # -- the end

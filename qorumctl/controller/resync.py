@@ -7,6 +7,7 @@ One request at a time, so that nothing is outstanding when a fenced read has to 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.copies.base import CopyReader, observe_by_halving
 from qorumctl.copies.nbd_link import ALLOCATION_ZERO, NbdLink
-from qorumctl.core.ranges import Range, between, coalesce, intersect, split, subtract
+from qorumctl.core.ranges import SECTOR_BYTES, Range, align, between, coalesce, intersect, split, subtract
 from qorumctl.errors import CopyError
 from qorumctl.units import GIB, KIB, MIB
 
@@ -26,6 +27,12 @@ _BLOCK_BYTES = 4 * KIB
 """What differs is written by blocks of this size."""
 _FENCED_BYTES = 64 * KIB
 _LOOKS = 3
+_REWRITE_BYTES = (_BLOCK_BYTES, 64 * KIB)
+"""By blocks of these sizes what a copy cannot read is written anew. Storage with blocks larger than what it is given
+reads the rest of the block first, which fails where that is broken, too: NBD allows blocks of up to 64 KiB."""
+_REWRITE_S = 30.0
+"""A disk may take seconds over each sector that it gives up, and so long the set has one copy less: what was not come
+to then stays as it is."""
 _GAP_BYTES = 16 * KIB
 _WINDOW_BYTES = GIB
 
@@ -60,6 +67,10 @@ class Resync:
         self.compared_bytes = 0
         self.copied_bytes = 0
         self.verified_bytes = 0
+        self.broken: list[Range] = []
+        """What the copy did not hold after it was written anew."""
+        self._unreadable: list[Range] = []
+        self._differing: list[Range] = []
         self._written: list[tuple[Range, bytes]] = []
 
     def copy(self, ranges: Sequence[Range], moved: Moved) -> list[Range]:
@@ -67,7 +78,7 @@ class Resync:
         between them the copy has already: nothing there keeps it away."""
         unknown: list[Range] = []
         done = 0
-        for batch in _batches(_bridged(ranges)):
+        for batch in _batches(subtract(_bridged(ranges), self.broken)):
             for piece in batch:
                 self._pace.pause()
                 unknown += self._copy_piece(piece)
@@ -95,6 +106,47 @@ class Resync:
                 settled(window.end)
             moved(window.end)
         return coalesce(unknown)
+
+    def rewrite(self, ranges: Sequence[Range], size_bytes: int) -> None:
+        """Writes what the volume holds to ranges that the copy cannot read, or does not take by other ways, so that its
+        storage can put sound sectors in their place. What it does not hold even then is `broken`, and passed over from
+        here on: of `ranges` anything, beside them what cannot be read, which is no vote. All else that was written is
+        proven. What has no majority is left as it is."""
+        ends_at_s, wrong = time.monotonic() + _REWRITE_S, coalesce(ranges)
+        for unit in _REWRITE_BYTES:
+            blocks = list(split(coalesce(align(r, unit, size_bytes) for r in wrong), unit))
+            tried = next(
+                (n for n, block in enumerate(blocks) if not self._rewrite_block(block, ends_at_s)), len(blocks)
+            )
+            if spoiled := subtract(self._differing, ranges):
+                raise self._failed(spoiled[0], "a write beside it has spoiled what it held")
+            wrong = coalesce([*self._unreadable, *self._differing, *intersect(blocks[tried:], wrong)])
+            self._unreadable, self._differing = [], []
+        self.broken = wrong
+
+    def _rewrite_block(self, block: Range, ends_at_s: float) -> bool:
+        """False: there is no time left. What the copy does not hold afterwards is noted."""
+        self._pace.pause()
+        if time.monotonic() > ends_at_s:
+            return False
+        data, unknown = self._voted(block)
+        for part in subtract([block], unknown):
+            content = bytes(data[_within(part, block)])
+            # Zeros are written, too: to give the space back mends no sector.
+            if not self._link.write(part.offset, content) and block.length <= _BLOCK_BYTES:
+                for sector in split([part], SECTOR_BYTES):
+                    self._link.write(sector.offset, content[_within(sector, part)])
+            if not self._link.flush():
+                raise self._failed(part, "it does not confirm a flush")
+            seen = observe_by_halving(self._link.read, part)
+            unreadable = [r.shifted(part.offset) for r in seen.unreadable]
+            sectors = split([part], SECTOR_BYTES) if seen.data != content else ()
+            differing = [s for s in sectors if seen.data[_within(s, part)] != content[_within(s, part)]]
+            self._unreadable += unreadable
+            self._differing += subtract(differing, unreadable)
+            self.copied_bytes += part.length
+            self.verified_bytes += part.length
+        return True
 
     def _worth_reading(self, window: Range) -> list[Range]:
         """All but what this copy and every other report as zero."""
@@ -139,7 +191,7 @@ class Resync:
             for block in split([piece], _BLOCK_BYTES)
             if mine is None or mine[_within(block, piece)] != voted[_within(block, piece)]
         )
-        for part in subtract(blocks, unknown):
+        for part in subtract(blocks, [*unknown, *self.broken]):
             self._write(part, bytes(voted[_within(part, piece)]))
         return unknown
 
@@ -147,7 +199,7 @@ class Resync:
         zero = data == _ZEROS[: len(data)]
         written = self._link.zero(at) if zero else self._link.write(at.offset, data)
         if not written:
-            raise self._broken(at, "a write failed")
+            raise self._failed(at, "a write failed")
         self.copied_bytes += at.length
         self._written.append((at, _digest(data)))
 
@@ -156,16 +208,16 @@ class Resync:
         if not self._written:
             return
         if not self._link.flush():
-            raise self._broken(self._written[0][0], "it does not confirm a flush")
+            raise self._failed(self._written[0][0], "it does not confirm a flush")
         for at, digest in self._written:
             self._pace.pause()
             held = self._link.read(at)
             if held is None or _digest(bytes(held)) != digest:
-                raise self._broken(at, "it does not hold what was written to it")
+                raise self._failed(at, "it does not hold what was written to it")
             self.verified_bytes += at.length
         self._written.clear()
 
-    def _broken(self, at: Range, what: str) -> CopyError:
+    def _failed(self, at: Range, what: str) -> CopyError:
         return CopyError(
             f"{self._who} cannot be brought up to date: {what}, at offset {at.offset}.",
             remedy="It stays out of the quorum. Look at its storage, then repeat the command.",

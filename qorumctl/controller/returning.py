@@ -29,7 +29,8 @@ class Interrupted(QorumError):
 
 class Teller:
     """Tells the observer how far it is, and asks the control whether to go on. `who`: what is worked on; `standing`:
-    where things are when it is interrupted, as words behind a colon. `rate_bytes_per_s`: the most that is read."""
+    where things are when it is interrupted, as words behind a colon. `rate_bytes_per_s`: the most that is read.
+    `brief`: what takes a moment is brought to its end all the same."""
 
     def __init__(
         self,
@@ -40,6 +41,8 @@ class Teller:
         observer: Observer,
         control: ScrubControl,
         rate_bytes_per_s: int | None = None,
+        *,
+        brief: bool = False,
     ) -> None:
         self._spec = spec
         self._who = who
@@ -49,11 +52,14 @@ class Teller:
         self._control = control
         self._progress = Progress(1)
         self._told_at_s = 0.0
+        self._brief = brief
         self._stoppable = True
         self._pacer = Pacer(rate_bytes_per_s, WallClock(), self._wants_quiet)
 
-    def begin(self, work: str, size_bytes: int, at_bytes: int, *, stoppable: bool = True) -> None:
-        self._stoppable = stoppable
+    def begin(
+        self, work: str, size_bytes: int, at_bytes: int, *, stoppable: bool = True, takes_long: bool = False
+    ) -> None:
+        self._stoppable = stoppable and (takes_long or not self._brief)
         self._progress = Progress(size_bytes, at_bytes)
         words = f"{self._who}, {work}"
         start = ScrubStart(self._spec.name, 0, self._command, size_bytes, at_bytes or None, recovery=False, work=words)

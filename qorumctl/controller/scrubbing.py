@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from qorumctl import definitions
 from qorumctl.controller import suspects, watcher
@@ -17,6 +18,7 @@ from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.returning import WallClock
+from qorumctl.controller.rewriting import Rewriting
 from qorumctl.copies.base import CopyReader
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Cause, Checkpoint, Finding
@@ -56,6 +58,17 @@ class ScrubJob:
     @property
     def copies(self) -> tuple[str, ...]:
         return tuple(name for name in self.spec.copy_names if name not in self.away)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether a copy may be taken out to mend it: not before guests are let in, and not while nothing has compared
+        the copies since an unclean stop."""
+        return (
+            self.quorum is not None
+            and self.mode == self.spec.policy == "repair"
+            and not self.recovery
+            and self.cause is None
+        )
 
     def stale(self, store: Store) -> frozenset[str]:
         found = suspects.stale(store, self.spec, count_suspects=self.options.count_suspects)
@@ -99,6 +112,8 @@ def _run(
         watcher.note_scrubbing(store)
         try:
             reason = _engine(context, job, store, record, supervisor, loop)
+            if reason is None and job.quorum is not None and job.rewrites:
+                reason = _rewrite(context, job, job.quorum, store, record.id, supervisor, control, loop)
         except QorumError as error:
             # Where that cannot be noted either, the run reads as cut off: it can be resumed all the same.
             with contextlib.suppress(StoreError):
@@ -116,6 +131,23 @@ def _run(
         else:
             store.suspend_run(record.id)
         return store.scrub_report(record.id)
+
+
+def _rewrite(
+    context: SetContext,
+    job: ScrubJob,
+    quorum: QuorumSet,
+    store: Store,
+    run_id: int,
+    supervisor: _Supervisor,
+    control: ScrubControl,
+    loop: asyncio.AbstractEventLoop,
+) -> StopReason | None:
+    """All was compared: what the engine could not repair. The run has not ended: interrupted, it is resumed here."""
+    suspects.clear_compared(store, job.spec, run_id)
+    stale = partial(job.stale, store)
+    work = Rewriting(context, job.spec, quorum, loop, store, run_id, job.copies, stale, supervisor, control)
+    return work.run()
 
 
 def _engine(

@@ -18,6 +18,7 @@ from qorumctl.controller import (
     record,
     rejoining,
     replacing,
+    rewriting,
     scrubbing,
     serving,
     starting,
@@ -241,6 +242,9 @@ class QuorumSets:
             args = (observer or Silent(), control or ScrubControl())
             if not running:
                 return await self._scrub_stopped(context, spec, options, *args)
+            if mode == "repair":
+                for problem in await rewriting.finish(context, spec, *args):
+                    _tell(problem)
             async with context.scrub_monitor() as monitor:
                 quorum = context.quorum(spec, monitor)
                 await quorum.sweep()
@@ -255,6 +259,7 @@ class QuorumSets:
                 _tell(record.secure(context, spec, None))
                 absences.note_unmarked(context, spec, away)
                 with context.store() as store:
+                    await absences.drop_unneeded(store.absences(), quorum, state)
                     cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
                 job = scrubbing.ScrubJob(spec, mode, options, quorum, cause, away=away)
                 for copy in job.copies:

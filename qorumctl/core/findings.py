@@ -76,3 +76,10 @@ class Checkpoint:
     read_bytes: Mapping[str, int] = field(default_factory=dict)
     suspects: int = 0
     busy: tuple[Range, ...] = ()
+
+
+def is_lost(verdict: FindingVerdict, action: Action) -> bool:
+    """Whether a fenced read cannot mend it: nothing can be read there, or what the daemon rewrote did not stay."""
+    if verdict is FindingVerdict.UNREADABLE:
+        return action in {Action.LEFT, Action.FAILED}
+    return verdict is FindingVerdict.OUTVOTED and action is Action.FAILED

@@ -206,7 +206,12 @@ class Children:
 def check_length(spec: SetSpec, copy: CopySpec, length_bytes: int | None) -> None:
     """`length_bytes` None: it is not open. Raises RefusedError."""
     if length_bytes is None:
-        raise RefusedError(f"Copy {copy.name} is not open.", copy=copy.name, path=copy.source.label)
+        raise RefusedError(
+            f"Copy {copy.name} is not open.",
+            remedy="Nothing was changed. Look at the daemon's log, then repeat the command.",
+            copy=copy.name,
+            path=copy.source.label,
+        )
     if length_bytes != spec.size:
         raise RefusedError(
             f"Copy {copy.name} ({copy.source.label}) has {length_bytes} bytes, the set {spec.size} "

@@ -24,17 +24,20 @@ MISSED_PREFIX = "qorum-missed-"
 _FINE_BYTES, _COARSE_BYTES = 4 * KIB, 64 * KIB
 _FINE_UP_TO_BYTES = 1 << 40
 """A bitmap of 4 KiB for each bit takes 32 MiB of memory for 1 TiB."""
+_FINEST_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One bitmap. `recording`: it still marks what is written. `count_bytes`: what is marked in it."""
+    """One bitmap. `recording`: it still marks what is written. `count_bytes`: what is marked in it, in units of
+    `granularity_bytes`."""
 
     name: str
     copy: str
     number: int
     recording: bool
     count_bytes: int
+    granularity_bytes: int
 
 
 class Missed:
@@ -56,9 +59,10 @@ class Missed:
         )
         return records_of(nodes)
 
-    async def begin(self, copy: str, *, drain: bool = True) -> str:
-        """From here on what is written is recorded. With `drain` every earlier write has reached all children."""
-        bitmap = self._fresh(copy, await self.of(copy))
+    async def begin(self, copy: str, *, drain: bool = True, by_sectors: bool = False) -> str:
+        """From here on what is written is recorded. With `drain` every earlier write has reached all children.
+        `by_sectors`: no sector is marked that was not written itself, for eight times the memory."""
+        bitmap = self._fresh(copy, await self.of(copy), by_sectors=by_sectors)
         if drain:
             await self._transaction([{"type": "block-dirty-bitmap-add", "data": bitmap}])
         else:
@@ -96,10 +100,14 @@ class Missed:
         present = await export_ids(self._monitor, timeout_s=self._timeout_s)
         await self.unpublish(name for name in present if name.startswith(MISSED_PREFIX))
 
-    def _fresh(self, copy: str, before: list[Record]) -> dict[str, object]:
+    def _fresh(self, copy: str, before: list[Record], *, by_sectors: bool = False) -> dict[str, object]:
+        """As fine as those before it."""
+        granularity = min(
+            [_FINEST_BYTES if by_sectors else self.granularity_bytes, *(r.granularity_bytes for r in before)]
+        )
         number = max((record.number for record in before), default=0) + 1
         name = f"{MISSED_PREFIX}{copy}-{number}"
-        return {"node": graph.FENCE, "name": name, "granularity": self.granularity_bytes, "persistent": False}
+        return {"node": graph.FENCE, "name": name, "granularity": granularity, "persistent": False}
 
     async def _transaction(self, actions: list[dict[str, object]]) -> None:
         await self._monitor.execute("transaction", {"actions": actions}, timeout_s=self._timeout_s)
@@ -113,7 +121,8 @@ def records_of(nodes: list[dict[str, Any]]) -> list[Record]:
             name = str(bitmap.get("name", ""))
             copy, _, number = name.removeprefix(MISSED_PREFIX).rpartition("-")
             if name.startswith(MISSED_PREFIX) and number.isdecimal():
-                found.append(Record(name, copy, int(number), bool(bitmap["recording"]), int(bitmap["count"])))
+                recording, count, granularity = bitmap["recording"], bitmap["count"], bitmap["granularity"]
+                found.append(Record(name, copy, int(number), bool(recording), int(count), int(granularity)))
     return sorted(found, key=lambda record: (record.copy, record.number))
 
 

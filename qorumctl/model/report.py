@@ -77,6 +77,14 @@ class ScrubReport(Document):
         default_factory=dict,
         description="copy -> reads of it that failed and succeeded when they were made again: no finding, but a sign",
     )
+    failing_copies: list[str] = Field(
+        default_factory=list,
+        description="copies that have lost more than a scrub writes anew: to be replaced",
+    )
+    left_because: dict[str, str] = Field(
+        default_factory=dict,
+        description="copy -> why what it cannot read, or does not take, was not written anew",
+    )
     findings: list[FindingDocument]
 
 

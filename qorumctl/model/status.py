@@ -54,6 +54,7 @@ class CopyStatus(Document):
     unreadable: int = Field(description="findings in which this copy could not be read")
     repaired: int
     missed_writes: bool = Field(False, description="a write or a flush of it failed: a scrub does not count its vote")
+    failing: bool = Field(False, description="it has lost more than a scrub writes anew: to be replaced")
     note: str | None = None
     blame: CopyBlame | None = Field(
         None, description="it was at fault again and again, as no other copy; says nothing about its state now"

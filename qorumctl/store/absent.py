@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
 from qorumctl.core.chronicle import Entry
+from qorumctl.core.ranges import Range
 from qorumctl.store import chronicle
 from qorumctl.store.database import Database
 
@@ -27,6 +28,7 @@ class Absence:
     it left; None: it had none, or nobody looked. `cursor_bytes`: how far a full comparison has come, whose record of
     guests' writes the daemon has; None: none was begun. `serials`: marks that the comparison will settle, by key.
     `source`, `peers`: where it lay, and which copies the set had: a definition may name them otherwise later.
+    `rewrite`: (offset, length) of what is to be written anew before it comes back: a scrub took it out for that.
     """
 
     copy: str
@@ -41,6 +43,11 @@ class Absence:
     serials: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
     peers: tuple[str, ...] = ()
+    rewrite: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def rewritten(self) -> list[Range]:
+        return [Range(offset, length) for offset, length in self.rewrite]
 
 
 _KNOWN = frozenset(f.name for f in fields(Absence))
@@ -59,7 +66,9 @@ def from_text(copy: str, value: str) -> Absence:
     copy would vote."""
     try:
         mark = {key: value for key, value in json.loads(value).items() if key in _KNOWN} | {"copy": copy}
-        return Absence(**(mark | {"peers": tuple(mark.get("peers", ()))})) if _makes_sense(mark) else _damaged(copy)
+        places = tuple((r.offset, r.length) for r in (Range(*pair) for pair in mark.get("rewrite", ())))
+        found = mark | {"peers": tuple(mark.get("peers", ())), "rewrite": places}
+        return Absence(**found) if _makes_sense(mark) else _damaged(copy)
     except (ValueError, TypeError, AttributeError):
         return _damaged(copy)
 

@@ -76,7 +76,7 @@ UPDATE findings SET blamed = copies WHERE verdict <> 'no-majority'
     AND run NOT IN (SELECT id FROM runs WHERE parameters LIKE '%"uncounted"%' OR parameters LIKE '%.missed"%');
 CREATE INDEX findings_by_place ON findings (width, start);
 CREATE INDEX findings_by_blame ON findings (run, known, blamed, verdict, recurring);
-CREATE INDEX findings_open ON findings (run, newest_run, copies, verdict, action)
+CREATE INDEX findings_open ON findings (run, newest_run, copies, verdict, action, length)
     WHERE action IN ('left', 'failed', 'pending');
 CREATE TABLE chronicle (
     copy TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,

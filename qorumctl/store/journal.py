@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from qorumctl.core.findings import Checkpoint, Finding
+from qorumctl.core.findings import Action, Checkpoint, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import StoreError
 from qorumctl.store.database import Database
@@ -52,6 +52,17 @@ class RunJournal:
             for finding in findings:
                 _insert(connection, self.run_id, finding, judge)
             self._move(connection, checkpoint)
+
+    def amend(self, actions: Mapping[int, Action]) -> None:
+        """What became of findings that had been left, or whose repair had failed, by id."""
+        with self._database.write() as connection:
+            self._check_running(connection)
+            for finding_id, action in actions.items():
+                connection.execute(
+                    f"UPDATE findings SET action = ?, newest_run = {_NEWEST}"  # noqa: S608 - constants
+                    " WHERE id = ? AND run = ? AND action IN ('left', 'failed')",
+                    (action, finding_id, self.run_id),
+                )
 
     def _check_running(self, connection: sqlite3.Connection) -> None:
         """A run that was abandoned or finished by somebody else must not grow."""

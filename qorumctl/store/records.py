@@ -97,6 +97,8 @@ def _parameters_from_json(text: str) -> dict[str, Any]:
     parameters = json.loads(text)
     if isinstance(parameters, dict) and isinstance(parameters.get("suspicions", {}), dict):
         names_from_json(json.dumps(parameters.get("uncounted", [])))
+        names_from_json(json.dumps(parameters.get("failing", [])))
+        names_from_json(json.dumps(list(parameters.get("left", {}).values())))
         _counts_from_json(json.dumps(parameters.get("recovered", {})))
         return parameters
     raise ValueError("no parameters")

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from qorumctl.core.findings import Action, FindingVerdict
+from qorumctl.core.findings import Action, FindingVerdict, is_lost
 from qorumctl.core.ranges import Range, RangeSet, coalesce, total_bytes
 from qorumctl.model.report import (
     CopyEntry,
@@ -123,6 +123,8 @@ def _scrub_report(set_name: str, run: RunRecord, documents: list[FindingDocument
         message=run.message,
         uncounted=run.parameters.get("uncounted", []),
         recovered_reads=run.parameters.get("recovered", {}),
+        failing_copies=run.parameters.get("failing", []),
+        left_because=run.parameters.get("left", {}),
         findings=documents,
     )
 
@@ -215,68 +217,87 @@ class OpenFinding(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class OpenDamage:
     """Findings that nobody has repaired and no later run has looked at again. `by_copy`: those in which a majority
-    spoke against it. `without_majority`: the first where there was none.
+    spoke against it. `lost_by_copy`: of those that no fenced read mends, number and bytes. `without_majority`: the
+    first where there was none.
 
     A pending one counts: a repair that was begun and never verified proves nothing.
     """
 
     number: int
     by_copy: dict[str, int]
+    lost_by_copy: dict[str, tuple[int, int]]
     without_majority: OpenFinding | None
+
+
+class _Group(NamedTuple):
+    newest_run: int
+    copies: tuple[str, ...]
+    verdict: FindingVerdict
+    action: Action
+
+
+_Groups = dict[_Group, tuple[int, int]]
+"""To the number of findings and their bytes."""
 
 
 def open_damage(database: Database) -> OpenDamage:
     """Counted in SQL: there can be very many, and a status must not wait for that."""
-    number, tied, by_copy = 0, 0, Counter[str]()
+    number, tied = 0, 0
+    by_copy, ranges, sizes = Counter[str](), Counter[str](), Counter[str]()
     replaced = chronicle.replaced(database)
     for run, later in _runs_not_outdated(database):
-        groups = _open_groups(database, run.id)
-        for newest_run in {group[0] for group in groups}:
-            for part in later.after(newest_run).ranges:
-                groups.update(_looked_at_again(database, run.id, newest_run, part))
-        for (newest_run, copies, verdict), count in groups.items():
-            if _is_of_old_images(replaced, copies, verdict, newest_run):
+        for group, (count, size) in _open_groups(database, run.id, later).items():
+            if _is_of_old_images(replaced, group.copies, group.verdict, group.newest_run):
                 continue
             number += count
-            if verdict is FindingVerdict.NO_MAJORITY:
+            if group.verdict is FindingVerdict.NO_MAJORITY:
                 tied += count
-            else:
-                by_copy.update(dict.fromkeys(copies, count))
+                continue
+            by_copy.update(dict.fromkeys(group.copies, count))
+            if is_lost(group.verdict, group.action):
+                ranges.update(dict.fromkeys(group.copies, count))
+                sizes.update(dict.fromkeys(group.copies, size))
     first = next(open_findings(database, FindingVerdict.NO_MAJORITY), None) if tied else None
-    return OpenDamage(number, dict(by_copy), first)
+    return OpenDamage(number, dict(by_copy), {name: (ranges[name], sizes[name]) for name in ranges}, first)
 
 
-_Groups = Counter[tuple[int, tuple[str, ...], FindingVerdict]]
-
-
-def _open_groups(database: Database, run_id: int) -> _Groups:
+def _open_groups(database: Database, run_id: int, later: _Looks) -> _Groups:
     rows = database.rows(
-        "SELECT newest_run, copies, verdict, count(*) AS n FROM findings"  # noqa: S608 - a constant
-        f" WHERE run = ? AND action IN {_OPEN} GROUP BY 1, 2, 3",
+        "SELECT newest_run, copies, verdict, action, count(*) AS n, sum(length) AS size FROM findings"  # noqa: S608
+        f" WHERE run = ? AND action IN {_OPEN} GROUP BY 1, 2, 3, 4",
         (run_id,),
     )
-    return database.parse(lambda: _grouped(rows, 1))
+    groups = database.parse(lambda: _grouped(rows))
+    for newest_run in {group.newest_run for group in groups}:
+        for part in later.after(newest_run).ranges:
+            for group, (count, size) in _looked_at_again(database, run_id, newest_run, part).items():
+                groups[group] = groups[group][0] - count, groups[group][1] - size
+    return groups
 
 
 def _looked_at_again(database: Database, run_id: int, newest_run: int, part: Range) -> _Groups:
     """To be taken away. Not the parts of a finding: what lies in the set of all that was looked at again lies in one
     of its ranges."""
     rows = database.rows(
-        "SELECT newest_run, copies, verdict, count(*) AS n FROM findings INDEXED BY findings_by_offset"  # noqa: S608
+        "SELECT newest_run, copies, verdict, action, count(*) AS n, sum(length) AS size"  # noqa: S608
+        " FROM findings INDEXED BY findings_by_offset"
         f" WHERE run = ? AND start >= ? AND start < ? AND start + length <= ? AND newest_run = ? AND action IN {_OPEN}"
-        " GROUP BY 1, 2, 3",
+        " GROUP BY 1, 2, 3, 4",
         (run_id, part.offset, part.end, part.end, newest_run),
     )
-    return database.parse(lambda: _grouped(rows, -1))
+    return database.parse(lambda: _grouped(rows))
 
 
-def _grouped(rows: list[sqlite3.Row], sign: int) -> _Groups:
-    return _Groups(
-        {
-            (row["newest_run"], tuple(names_from_json(row["copies"])), FindingVerdict(row["verdict"])): sign * row["n"]
-            for row in rows
-        }
-    )
+def _grouped(rows: list[sqlite3.Row]) -> _Groups:
+    return {
+        _Group(
+            row["newest_run"],
+            tuple(names_from_json(row["copies"])),
+            FindingVerdict(row["verdict"]),
+            Action(row["action"]),
+        ): (row["n"], row["size"])
+        for row in rows
+    }
 
 
 def open_findings(database: Database, verdict: FindingVerdict | None = None) -> Iterator[OpenFinding]:

@@ -230,6 +230,16 @@ class Store:
                 (json.dumps(dict(reads)), run_id),
             )
 
+    def note_unrewritten(self, run_id: int, failing: Iterable[str], left: Mapping[str, str]) -> None:
+        """What a fenced read cannot repair and was not written anew: copies that have lost too much, and, by copy, why
+        else."""
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE runs SET parameters = json_set(parameters, '$.failing', json(?), '$.left', json(?))"
+                " WHERE id = ?",
+                (json.dumps(sorted(failing)), json.dumps(dict(left)), run_id),
+            )
+
     # Findings.
 
     def journal(self, run_id: int) -> journal.RunJournal:

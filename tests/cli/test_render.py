@@ -129,6 +129,10 @@ errors: 2 findings are open: see 'qorumctl report web01'
             "Run 'qorumctl scrub web01': it compares every copy and brings it up to date.",
         ),
         (
+            {"state": "degraded", "copies": [copy("a"), copy("b"), copy("c", state="suspect", failing=True)]},
+            "Replace copy c: 'qorumctl copy replace web01 c SOURCE'.",
+        ),
+        (
             {"state": "degraded", "policy": "report", "unrepaired": 1, "copies": [copy("a", state="suspect")]},
             "See 'qorumctl report web01'. Nothing is repaired with policy report: set policy = \"repair\" in the "
             "definition, run 'qorumctl restart web01', then 'qorumctl scrub web01'.",

@@ -91,6 +91,24 @@ from an unclean stop, which no copy is to blame for).
     )
 
 
+def test_what_was_not_written_anew_says_why() -> None:
+    lost = {"verdict": "unreadable", "diagnosis": {"kind": "unreadable"}}
+    document = report(
+        finding(1, copies=["b"], action="left", **lost),
+        finding(2, 2 * MIB, copies=["c"], action="failed", **lost),
+        outcome="damaged",
+        failing_copies=["b"],
+        left_because={"c": "it does not hold what is written there, either"},
+    )
+    (said,) = render_scrub.summary(document)
+    assert said == (
+        "web01: 2 ranges, 1 KiB, are left damaged (copy b once, copy c once). Guests still read what the majority "
+        "holds, but another failure there would lose data. Copy b is failing: it has lost more than a scrub writes "
+        "anew (64 ranges or 1 MiB). Replace it: 'qorumctl copy replace web01 b SOURCE'. Copy c: it does not hold what "
+        "is written there, either. Then run 'qorumctl scrub web01' again."
+    )
+
+
 def test_a_run_that_only_reports_says_how_to_repair() -> None:
     document = report(finding(action="left"), outcome="damaged", mode="report")
     assert screen(render_scrub.scrub(document)) == text(

@@ -47,6 +47,8 @@ class NbdLiar:
         self.uri = f"nbd+unix:///?socket={path}"
         self.content = bytearray(content)
         self.lies = lies or Lies()
+        self.block_bytes = 0
+        """The least that it reads or writes; 0: it does not say."""
         self.connections = 0
         self.ended = threading.Event()
         self._open: list[socket.socket] = []
@@ -68,6 +70,17 @@ class NbdLiar:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+
+    def read(self, offset: int, length: int) -> tuple[bytes, int]:
+        """(data, error) of one read."""
+        data = bytes(self.content[offset : offset + length])
+        return data + bytes(length - len(data)), self.lies.error
+
+    def write(self, offset: int, data: bytes, *, zeroes: bool) -> int:
+        """Takes a write; returns the error."""
+        self.lies.writes.append((offset, len(data)))
+        self.content[offset : offset + len(data)] = data
+        return 0
 
     def _accept(self) -> None:
         while not self.ended.is_set():
@@ -111,6 +124,8 @@ class _Connection:
             return True
         if option in {OPT_GO, OPT_INFO}:
             self._answer("info", option, _INFO, struct.pack(">HQH", 0, size, flags))
+            if block := self._server.block_bytes:
+                self._answer("info", option, _INFO, struct.pack(">HIII", 3, block, block, 1 << 25))
             self._answer("ack", option, _ACK)
             return option == OPT_GO
         if option == OPT_STRUCTURED and self._server.lies.structured:
@@ -133,39 +148,39 @@ class _Connection:
         magic, _, kind, cookie, offset, length = struct.unpack(">IHHQQI", self._receive(28))
         if magic != REQUEST or kind == DISCONNECT:
             return False
-        content, lies = self._server.content, self._server.lies
+        lies = self._server.lies
         if kind == READ:
-            data = bytes(content[offset : offset + length])
-            self._reply_read(cookie, offset, data + bytes(length - len(data)), lies.error)
+            self._reply_read(cookie, offset, *self._server.read(offset, length))
             return True
         if kind == STATUS:
             extents = lies.extents(offset, length) if lies.extents else [(length, 0)]
             body = struct.pack(">I", 1) + b"".join(struct.pack(">II", *extent) for extent in extents)
             self._send("status", struct.pack(">IHHQI", STRUCTURED, 1, 5, cookie, len(body)) + body)
             return True
+        error = 0
         if kind in {WRITE, ZEROES}:
             data = self._receive(length) if kind == WRITE else bytes(length)
-            lies.writes.append((offset, length))
-            content[offset : offset + length] = data
-        self._reply("done", cookie)
+            error = self._server.write(offset, data, zeroes=kind == ZEROES)
+        self._reply("done", cookie, error)
         return True
 
     def _reply_read(self, cookie: int, offset: int, data: bytes, error: int) -> None:
         if not self._structured:
             self._send("read", struct.pack(">IIQ", SIMPLE, error, cookie) + (b"" if error else data))
         elif error:
-            self._send(
-                "read", struct.pack(">IHHQI", STRUCTURED, 1, 1 << 15 | 1, cookie, 6) + struct.pack(">IH", error, 0)
-            )
+            self._reply("read", cookie, error)
         else:
             head = struct.pack(">IHHQI", STRUCTURED, 1, 1, cookie, 8 + len(data))
             self._send("read", head + struct.pack(">Q", offset) + data)
 
-    def _reply(self, what: str, cookie: int) -> None:
-        if self._structured:
-            self._send(what, struct.pack(">IHHQI", STRUCTURED, 1, 0, cookie, 0))
+    def _reply(self, what: str, cookie: int, error: int = 0) -> None:
+        if not self._structured:
+            self._send(what, struct.pack(">IIQ", SIMPLE, error, cookie))
+        elif error:
+            head = struct.pack(">IHHQI", STRUCTURED, 1, 1 << 15 | 1, cookie, 6)
+            self._send(what, head + struct.pack(">IH", error, 0))
         else:
-            self._send(what, struct.pack(">IIQ", SIMPLE, 0, cookie))
+            self._send(what, struct.pack(">IHHQI", STRUCTURED, 1, 0, cookie, 0))
 
     def _answer(self, what: str, option: int, kind: int, payload: bytes = b"") -> None:
         self._send(what, struct.pack(">QIII", REPLY_MAGIC, option, kind, len(payload)) + payload)

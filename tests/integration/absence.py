@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ def lose_the_daemon(live: LiveSet) -> None:
 
 _VICTIM = """
 import os, signal, sys
-steps, last = 0, int(sys.argv.pop(1))
+steps, last, begins_at = 0, int(sys.argv.pop(1)), sys.argv.pop(1)
+begun = not begins_at
 def stepping(wrapped):
     def step(*arguments, **keys):
         global steps
-        steps += 1
+        steps += begun
         if steps == last:
             os.kill(os.getpid(), signal.SIGKILL)
         return wrapped(*arguments, **keys)
@@ -65,18 +67,28 @@ Database.write = stepping(Database.write)
 identity.write_atomically = stepping(identity.write_atomically)
 definitions.write_atomically = stepping(definitions.write_atomically)
 NbdLink.flush, NbdLink.write = stepping(NbdLink.flush), stepping(NbdLink.write)
+if begins_at:
+    import importlib
+    module, _, place = begins_at.partition(":")
+    owner = getattr(importlib.import_module(module), place.split(".")[0])
+    begins = getattr(owner, place.split(".")[1])
+    def beginning(*arguments, **keys):
+        global begun
+        begun = True
+        return begins(*arguments, **keys)
+    setattr(owner, place.split(".")[1], beginning)
 from qorumctl.cli.main import main
 main(sys.argv[1:])
 """
 
 
-def cut(live: LiveSet, step: int, *arguments: str) -> bool:
+def cut(live: LiveSet, step: int, *arguments: str, since: str = "", ends: Collection[int] = frozenset({0})) -> bool:
     """Runs qorumctl, and kills it just before its N-th QMP command, store transaction, sidecar, definition, direct
-    write or flush.
-    False: it had ended before that."""
-    command = [sys.executable, "-c", _VICTIM, str(step), *arguments]
+    write or flush; counted from the first call of the method `since` (`module:Class.method`). False: it had ended
+    before that, with one of `ends`."""
+    command = [sys.executable, "-c", _VICTIM, str(step), since, *arguments]
     ended = subprocess.run(command, env=live.environment, capture_output=True, timeout=120, check=False, cwd=_HOME)
-    assert ended.returncode in {0, -9}, ended.stderr.decode()
+    assert ended.returncode in {-9, *ends}, ended.stderr.decode()
     return ended.returncode == -9
 
 

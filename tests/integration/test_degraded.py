@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qorumctl import identity
-from qorumctl.controller import lifecycle
+from qorumctl.controller import serving
 from qorumctl.controller.options import ScrubOptions, Timeouts
 from qorumctl.errors import QorumError, RefusedError
 from tests.integration.absence import AT, NEW, as_if_nothing_had_been, cut, lose_the_daemon, standing, write
@@ -191,7 +191,7 @@ async def test_an_nbd_copy_that_cannot_take_part_is_left_out(
     what: Callable[[NbdServer, Path], object],
     words: str,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "_KILLED_S", 0.5)
+    monkeypatch.setattr(serving, "KILLED_S", 0.5)
     live = live_set(size_bytes=SIZE, timeouts=Timeouts(drain_s=1, monitor_s=5, watcher_s=30))
     paths = live.paths()
     for path in paths:

@@ -86,8 +86,8 @@ async def test_what_two_copies_cannot_read_has_no_majority(nbdkit: Nbdkit, live_
         for f in said.document["findings"]
     ] == [
         (100, "no-majority", ["a", "b", "c"], "left", True),
-        (300, "unreadable", ["b"], "left", True),
-        (600, "unreadable", ["c"], "left", True),
+        (300, "unreadable", ["b"], "failed", True),
+        (600, "unreadable", ["c"], "failed", True),
     ]
     status = await status_of(live.sets)
     assert (status.state, status.reason) == (

@@ -31,15 +31,15 @@ async def with_a_bad_copy(live: LiveSet, nbdkit: Nbdkit, *bad: tuple[int, int]) 
     return trigger
 
 
-async def test_unreadable_sectors_are_found_exactly_and_left(live_set: LiveSets, nbdkit: Nbdkit) -> None:
+async def test_sectors_that_stay_unreadable_are_found_exactly_and_left(live_set: LiveSets, nbdkit: Nbdkit) -> None:
     live = live_set(size_bytes=SIZE)
     trigger = await with_a_bad_copy(live, nbdkit, (100, 100), (3000, 3004))
     live.flip("a", 200 * SECTOR)
     report = await live.scrub()
     assert [(f.offset // SECTOR, f.length // SECTOR, f.verdict, f.copies, f.action) for f in report.findings] == [
-        (100, 1, "unreadable", ["c"], "left"),
+        (100, 1, "unreadable", ["c"], "failed"),
         (200, 1, "outvoted", ["a"], "repaired"),
-        (3000, 5, "unreadable", ["c"], "left"),
+        (3000, 5, "unreadable", ["c"], "failed"),
     ]
     assert {name for names in report.findings[0].votes.values() for name in names} == {"a", "b"}
     assert report.outcome == "damaged"

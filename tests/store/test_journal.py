@@ -66,6 +66,19 @@ def test_a_finding_is_settled_once(store: Store, journal: RunJournal) -> None:
     assert run.checkpoint.cursor_bytes == 0, "the refused call moved the checkpoint"
 
 
+def test_what_was_left_may_be_repaired_later_and_what_was_repaired_stays_so(store: Store, journal: RunJournal) -> None:
+    journal.conclude(
+        [], [unreadable(1, Action.LEFT), unreadable(3, Action.FAILED), unreadable(5, Action.LEFT)], Checkpoint()
+    )
+    ids = [found.id for found in store.findings(journal.run_id)]
+    journal.amend({ids[0]: Action.REPAIRED, ids[1]: Action.REPAIRED, ids[2]: Action.FAILED})
+    journal.amend({ids[0]: Action.FAILED})
+    assert [found.action for found in store.findings(journal.run_id)] == ["repaired", "repaired", "failed"]
+    store.finish_run(journal.run_id)
+    with pytest.raises(StoreError, match="takes no more findings"):
+        journal.amend({ids[2]: Action.REPAIRED})
+
+
 def test_a_call_that_fails_half_way_has_not_happened(store: Store, journal: RunJournal) -> None:
     broken = outvoted(2, Action.LEFT)
     object.__setattr__(broken, "confirmed_at", None)
