@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
@@ -94,8 +92,7 @@ class Teller:
     def pause(self) -> None:
         """With nothing of ours outstanding. Raises Interrupted."""
         if self._control.suspend_requested:
-            self._control.resumed()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            self._control.stop_here()
         if self._stoppable and self._control.reason is not None:
             raise Interrupted(
                 f"Interrupted: {self._standing}.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -297,8 +296,7 @@ class _Supervisor:
 
     def suspend_if_requested(self) -> None:
         if self._control.suspend_requested:
-            self._control.resumed()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            self._control.stop_here()
 
     def wants_quiet(self) -> bool:
         return self._control.suspend_requested or self.stop_requested() is not None
