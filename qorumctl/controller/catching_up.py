@@ -125,11 +125,13 @@ class CatchUp:
         if not reason:
             return
         self.full, self.reason = True, reason
+        serials = {s.key: s.serial for s in self._store.suspicions() if s.copy == self._name}
         if mark.cursor_bytes is not None and stands and same:
+            # In no quorum since the comparison began: what has failed was written by us, and is not behind the cursor.
+            self._note(replace(mark, serials=serials))
             return
         self._fence.run(self._quorum.missed.begin(self._name))
         self._fence.run(self._quorum.missed.drop([record.name for record in records]))
-        serials = {s.key: s.serial for s in self._store.suspicions() if s.copy == self._name}
         self._note(
             replace(
                 mark, left=True, kept=False, lost=reason, daemon=pid, generation=generation, cursor_bytes=0,

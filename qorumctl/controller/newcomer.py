@@ -16,6 +16,7 @@ from qorumctl.copies.nbd_link import ALLOCATION, ALLOCATION_ZERO, NbdLink
 from qorumctl.core.ranges import Range, split, subtract
 from qorumctl.daemon.formatting import format_image
 from qorumctl.errors import QorumError, RefusedError, UsageError
+from qorumctl.files import reason
 from qorumctl.identity import Sidecar
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec, Source
 from qorumctl.store.replacing import Replacement
@@ -104,6 +105,15 @@ def is_ours(spec: SetSpec, name: str, sidecar: Sidecar) -> bool:
     return sidecar.uuid == str(spec.uuid) and sidecar.copy_ == name and sidecar.generation == 0
 
 
+def clear_half_made(spec: SetSpec, note: Replacement) -> None:
+    """An image that a killed command of ours was making: it has no sidecar yet, and nothing is in it."""
+    source = note.source
+    if not isinstance(source, FileSource) or not note.created or identity.read(source.path) is not None:
+        return
+    if image_use.is_blank(source, spec.size):
+        _unlink(source.path)
+
+
 def make(bench: Bench, note: Replacement) -> Replacement:
     """Makes the image, if it is still to be made, and says beside it whose it is. Raises RefusedError, CopyError."""
     source, spec = note.source, bench.spec
@@ -117,9 +127,6 @@ def make(bench: Bench, note: Replacement) -> Replacement:
         note = replace(note, mark=mark, created=note.created or not exists)
         bench.store.note_replacement(note)
     if fresh and note.created:
-        if image_use.is_blank(source, spec.size):
-            # Ours: a command was killed before it had written the sidecar.
-            Path(source.path).unlink(missing_ok=True)
         descriptor = images.create_exclusive(source.path, spec.size, source.format)
         try:
             inode = f"/proc/{os.getpid()}/fd/{descriptor}"
@@ -152,13 +159,17 @@ def take_away(spec: SetSpec, note: Replacement) -> None:
     if sidecar is not None and not ours:
         return
     if note.created and (ours or image_use.is_blank(note.source, spec.size)) and not Path(path).is_symlink():
-        try:
-            Path(path).unlink(missing_ok=True)
-        except OSError as error:
-            raise RefusedError(
-                f"{path} cannot be removed: {error.strerror}.", remedy="Remove it, then repeat the command.", path=path
-            ) from None
+        _unlink(path)
     identity.remove(path)
+
+
+def _unlink(path: str) -> None:
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            f"{path} cannot be removed: {reason(error)}.", remedy="Remove it, then repeat the command.", path=path
+        ) from None
 
 
 def refuse_content(bench: Bench, note: Replacement, pause: Callable[[], None]) -> None:

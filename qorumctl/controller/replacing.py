@@ -120,6 +120,7 @@ class _Replace:
             assert self._wanted is not None
             note = self._note(self._wanted)
         else:
+            newcomer.clear_half_made(self._spec, note)
             self._vet(note.source)
         try:
             catch_up = self._open(newcomer.make(self._bench, note))

@@ -121,10 +121,7 @@ def after_restart(context: SetContext) -> None:
         return
     with context.store() as store:
         for note in done:
-            for s in store.suspicions():
-                if s.copy == note.key:
-                    store.suspect([note.copy], missed=s.missed, why=s.why)
-                    store.clear_suspicions({s.key: s.serial})
+            _hand_over_suspicions(store, note)
             store.conclude_replacement(note)
 
 
@@ -141,12 +138,13 @@ def _away(store: Store, note: Replacement) -> frozenset[str]:
 
 
 def _hand_over_suspicions(store: Store, note: Replacement) -> None:
-    """The old image's writes are no matter any more; what may have failed since the newcomer came is."""
-    before = dict(note.serials)
+    """The old image's writes are no matter any more, nor are the new one's from before it was compared. What may have
+    failed since is."""
+    settled = {**note.serials, **note.mark.serials}
     for s in store.suspicions():
         if s.copy == note.copy and s.missed:
-            before[s.key] = s.serial
-        elif s.copy == note.key:
+            settled[s.key] = s.serial
+        elif s.copy == note.key and settled.get(s.key) != s.serial:
             store.suspect([note.copy], missed=s.missed, why=s.why)
-            before[s.key] = s.serial
-    store.clear_suspicions(before)
+            settled[s.key] = s.serial
+    store.clear_suspicions(settled)

@@ -15,7 +15,7 @@ from qorumctl import identity
 from qorumctl.controller.observer import ScrubControl, Silent, StopReason
 from qorumctl.controller.options import ReplaceOptions
 from qorumctl.core.ranges import Range
-from qorumctl.errors import DaemonGoneError, QorumError, RefusedError, UsageError
+from qorumctl.errors import CopyError, DaemonGoneError, QorumError, RefusedError, UsageError
 from tests.attack import Attack
 from tests.integration.absence import (
     AT,
@@ -481,3 +481,36 @@ async def test_an_image_that_vanished_on_the_way_is_made_anew(live_set: LiveSets
     assert (await live.sets.replace(NAME, "c")).compared_bytes == SIZE
     await replaced(live, "c", new)
     await holds(live, shadow)
+
+
+async def test_an_image_that_was_being_made_is_made_anew(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    new = live.images_dir / "new.qcow2"
+    live.dies_at("newcomer:format_image", "copy", "replace", NAME, "c", str(new), "--format", "qcow2")
+    assert new.stat().st_size == 0
+    assert (await live.sets.replace(NAME, "c")).changed
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
+async def test_a_new_image_that_does_not_store_what_it_gets(
+    live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    backing, trouble = live.images_dir / "backing", short_dir / "trouble"
+    _sparse(backing, SIZE)
+    server = faulty_server(nbdkit, backing, [], once=trouble)
+    trouble.touch()
+    for kind, words in (("write", "a write failed"), ("flush", "it does not confirm a flush")):
+        Path(f"{trouble}.{kind}").touch()
+        with pytest.raises(CopyError, match=f"The new image of copy c cannot be brought up to date: {words}"):
+            await live.sets.replace(NAME, "c", server.uri)
+        Path(f"{trouble}.{kind}").unlink()
+    assert (set((await standing(live)).copies), (await status_of(live.sets)).state) == ({"a", "b", "c"}, "healthy")
+    assert live.equal_to(shadow) == {"a": True, "b": True, "c": True}
+    assert (await live.sets.replace(NAME, "c")).changed
+    await replaced(live, "c", server.uri)
+    await holds(live, shadow)
+    live.end()
