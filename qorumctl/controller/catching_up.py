@@ -259,8 +259,8 @@ class CatchUp:
     # -- inside the quorum
 
     def bring_in(self, *, inside: bool = False, enter: Callable[[], None] = lambda: None) -> Settlement:
-        """On return it is in the quorum and holds all that the volume holds. `enter` is called just before it goes in,
-        outside."""
+        """On return it is in the quorum and holds all that the volume holds. `enter` is called just before it goes
+        in, and just after that."""
         for turn in range(_TURNS):
             try:
                 if not inside:
@@ -272,6 +272,7 @@ class CatchUp:
                 raise
             inside = True
             try:
+                enter()
                 found = self._settle()
                 failure = self._failure(found)
             except DaemonStalledError:

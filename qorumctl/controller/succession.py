@@ -115,12 +115,16 @@ async def withdraw(context: SetContext, spec: SetSpec, quorum: QuorumSet, store:
 
 
 def after_restart(context: SetContext) -> None:
-    """Of a set whose daemon is gone: a newcomer that has succeeded is the copy, and no old image has to be closed."""
-    done = [note for note in context.replacements().values() if context.has_succeeded(note)]
-    if not done:
+    """Of a set whose daemon is gone, before guests write again: a newcomer that has succeeded is the copy, and no old
+    image has to be closed; any other is proven no more."""
+    notes = [note for note in context.replacements().values() if note.proven]
+    if not notes:
         return
     with context.store() as store:
-        for note in done:
+        for note in notes:
+            if not context.has_succeeded(note):
+                store.note_replacement(replace(note, proven=False))
+                continue
             _hand_over_suspicions(store, note)
             store.conclude_replacement(note)
 

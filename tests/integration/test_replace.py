@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 import shutil
@@ -15,7 +16,10 @@ from qorumctl import identity
 from qorumctl.controller.observer import ScrubControl, Silent, StopReason
 from qorumctl.controller.options import ReplaceOptions
 from qorumctl.core.ranges import Range
+from qorumctl.daemon.children import Children
 from qorumctl.errors import CopyError, DaemonGoneError, QorumError, RefusedError, UsageError
+from qorumctl.model.spec import CopySpec
+from qorumctl.store import Store
 from tests.attack import Attack
 from tests.integration.absence import (
     AT,
@@ -240,31 +244,55 @@ async def test_a_copy_that_is_gone_for_good(live_set: LiveSets) -> None:
     assert (await live.sets.restart(NAME)).state == "healthy"
 
 
+async def with_a_failing_copy(live: LiveSet, nbdkit: Nbdkit, trouble: Path) -> bytearray:
+    """c is behind a server that refuses writes while `trouble` and `trouble`.write exist."""
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = faulty_server(nbdkit, Path(paths[2]), [], once=trouble)
+    await live.create(sources=[*paths[:2], server.uri], size_bytes=None)
+    live.sources = paths
+    await live.start()
+    return live.fill(length_bytes=MIB)
+
+
+def miss_a_write(live: LiveSet, shadow: bytearray, trouble: Path) -> None:
+    trouble.touch()
+    Path(f"{trouble}.write").touch()
+    write(live, shadow)
+    with Store.open(live.directories.state_dir(NAME), read_only=True) as store:
+        wait_for(lambda: any(s.copy == "c" for s in store.suspicions()), "the mark of a copy that missed a write")
+
+
 async def test_an_old_image_that_missed_writes_leaves_first(
     live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path
 ) -> None:
     """QEMU counts every child: two that lack the same write could win against the two that have it."""
     live = live_set(size_bytes=SIZE)
-    paths = live.paths()
-    for path in paths:
-        Path(path).write_bytes(bytes(SIZE))
-    trouble = short_dir / "trouble"
-    server = faulty_server(nbdkit, Path(paths[2]), [], once=trouble)
-    await live.create(sources=[*paths[:2], server.uri], size_bytes=None)
-    live.sources = paths
-    await live.start()
-    shadow = live.fill(length_bytes=MIB)
-    trouble.touch()
-    Path(f"{trouble}.write").touch()
-    write(live, shadow)
-    with live.sets._context(NAME).store(read_only=True) as store:
-        wait_for(lambda: any(s.copy == "c" for s in store.suspicions()), "the mark of a copy that missed a write")
-    # With the new one it would be a majority.
+    shadow = await with_a_failing_copy(live, nbdkit, short_dir / "trouble")
+    miss_a_write(live, shadow, short_dir / "trouble")
     live.dies_at("succession:begin", "copy", "replace", NAME, "c", str(live.images_dir / "new.img"))
-    state = await standing(live)
-    assert "copy-c" not in state.nodes
-    result = await live.sets.replace(NAME, "c")
-    assert result.warnings == []
+    assert "copy-c" not in (await standing(live)).nodes
+    assert (await live.sets.replace(NAME, "c")).warnings == []
+    await replaced(live, "c", live.images_dir / "new.img")
+    await holds(live, shadow)
+
+
+async def test_an_old_image_that_misses_a_write_as_the_new_one_comes_in_leaves_at_once(
+    live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await with_a_failing_copy(live, nbdkit, short_dir / "trouble")
+    bring_in, there = Children.bring_in, []
+
+    async def miss_first(children: Children, copy: CopySpec) -> None:
+        await asyncio.to_thread(miss_a_write, live, shadow, short_dir / "trouble")
+        await bring_in(children, copy)
+        there.append((await standing(live)).copies)
+
+    monkeypatch.setattr(Children, "bring_in", miss_first)
+    result = await live.sets.replace(NAME, "c", str(live.images_dir / "new.img"))
+    assert (there, result.healed_bytes) == ([("a", "b", "c")], len(NEW))
     await replaced(live, "c", live.images_dir / "new.img")
     await holds(live, shadow)
 
