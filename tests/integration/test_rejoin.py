@@ -160,7 +160,7 @@ async def test_what_may_not_be_healed_waits_for_the_guests_to_pause(live_set: Li
         await live.sets.detach(NAME, copy)
     with (
         Writers(live, shadow, Range(0, 2 * MIB), count=1),
-        pytest.raises(RefusedError, match="Guests write too much to web01 for copy b to catch up"),
+        pytest.raises(RefusedError, match="Copy b cannot come back: guests write too much to web01"),
     ):
         await live.sets.rejoin(NAME, "b")
     assert set((await standing(live)).copies) == {"a", "c", "e"}

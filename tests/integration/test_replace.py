@@ -468,7 +468,7 @@ async def test_too_few_others_and_unknown_copies(live_set: LiveSets) -> None:
     with pytest.raises(UsageError, match="has no copy 'x'"):
         await live.sets.replace(NAME, "x", new)
     await live.sets.detach(NAME, "b")
-    with pytest.raises(RefusedError, match=r"1 current copies would remain \(copy b is away\)"):
+    with pytest.raises(RefusedError, match=r"1 current copy would remain \(copy b is away\)"):
         await live.sets.replace(NAME, "c", new)
     await live.sets.stop(NAME)
     with pytest.raises(DaemonGoneError):
