@@ -8,6 +8,7 @@ may be the one: none is counted until a scrub has found all of them equal, or an
 from __future__ import annotations
 
 import contextlib
+import logging
 
 from qorumctl.controller.context import SetContext
 from qorumctl.errors import DamagedStateError, RefusedError
@@ -18,6 +19,7 @@ from qorumctl.store import Store, set_aside
 
 FORGOTTEN = "the record of it was lost"
 _SET = "set"
+_log = logging.getLogger("qorumctl.sets")
 
 
 def begin(context: SetContext, spec: SetSpec) -> None:
@@ -81,6 +83,12 @@ def secure(context: SetContext, spec: SetSpec, who: Identity | None) -> str | No
         else "Which copies have missed writes is not known: none votes until all were found equal."
     )
     return f"{words}{aside} A new one was begun. {believed}"
+
+
+def secure_aloud(context: SetContext, spec: SetSpec, who: Identity | None) -> None:
+    """As `secure`; what it says goes to the log."""
+    if (lost := secure(context, spec, who)) is not None:
+        _log.warning("%s", lost)
 
 
 def _stopped_in_order(spec: SetSpec, who: Identity) -> bool:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Mapping, Sequence
 
 from qorumctl import definitions
 from qorumctl.controller import (
-    absences,
     creation,
     deletion,
     detaching,
@@ -18,8 +15,7 @@ from qorumctl.controller import (
     record,
     rejoining,
     replacing,
-    rewriting,
-    scrubbing,
+    scrub_commands,
     serving,
     starting,
     stopping,
@@ -31,9 +27,7 @@ from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
-from qorumctl.core.findings import Cause
-from qorumctl.core.ranges import SECTOR_BYTES
-from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.errors import DaemonGoneError, LockedError, RefusedError, StoreError
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -47,11 +41,6 @@ from qorumctl.model.status import (
     StatusReport,
 )
 from qorumctl.paths import Directories, check_ours, directories
-from qorumctl.store import RunState, SetLock
-from qorumctl.store.records import Request
-
-_POLL_S = 0.05
-_log = logging.getLogger("qorumctl.sets")
 
 
 class QuorumSets:
@@ -229,99 +218,16 @@ class QuorumSets:
     ) -> ScrubReport:
         """Resumes an unfinished run of the same kind, or begins a new one. Returns its report, finished or not."""
         context = self._defined(name)
-        if options.transport == "shm":
-            raise UsageError("Reading through shared memory is not available.", remedy="Use --transport nbd, or auto.")
         with context.lock("scrub"):
-            running = context.pid() is not None
-            await succession.settle_leftovers(context)
-            spec = serving.spec_in_force(context) if running else context.spec()
-            # What the daemon was built from stays in force until a restart; the rate is ours, and may be edited.
-            spec = spec.model_copy(update={"scrub": context.spec().scrub})
-            _check_options(spec, options, running=running)
-            mode = options.mode or spec.policy
-            args = (observer or Silent(), control or ScrubControl())
-            if not running:
-                return await self._scrub_stopped(context, spec, options, *args)
-            if mode == "repair":
-                for problem in await rewriting.finish(context, spec, *args):
-                    _tell(problem)
-            async with context.scrub_monitor() as monitor:
-                quorum = context.quorum(spec, monitor)
-                await quorum.sweep()
-                state = await quorum.describe()
-                away = frozenset(spec.copy_names).difference(state.copies)
-                if not state.assembled:
-                    raise DaemonGoneError(
-                        f"The daemon of {name} is not assembled: an earlier command did not finish.",
-                        remedy=f"Run 'qorumctl start {name}'.",
-                        set_name=name,
-                    )
-                _tell(record.secure(context, spec, None))
-                absences.note_unmarked(context, spec, away)
-                with context.store() as store:
-                    await absences.drop_unneeded(store.absences(), quorum, state)
-                    cause = Cause.UNCLEAN_SHUTDOWN if context.uncompared(store) else None
-                job = scrubbing.ScrubJob(spec, mode, options, quorum, cause, away=away)
-                for copy in job.copies:
-                    await quorum.children.export(copy)
-                report = await scrubbing.run(context, job, *args)
-                if cause and _settles_an_unclean_stop(spec, report):
-                    with context.store() as store:
-                        context.note_uncompared(store, False)
-                return report
-
-    async def _scrub_stopped(
-        self, context: SetContext, spec: SetSpec, options: ScrubOptions, observer: Observer, control: ScrubControl
-    ) -> ScrubReport:
-        """Compares copies that nobody uses: opened read-only by a daemon of its own, which ends with the scrub."""
-        who = vetting.vet(context, spec, takeover=False)
-        _tell(record.secure(context, spec, who))
-        with context.store() as store:
-            unclean = who.unclean or context.uncompared(store) or context.died(store)
-        job = scrubbing.ScrubJob(spec, "report", options, None, Cause.UNCLEAN_SHUTDOWN if unclean else None)
-        serving.prepare_directories(context)
-        async with serving.rolled_back(context) as monitor:
-            quorum = context.quorum(spec, monitor)
-            await quorum.open_copies(read_only=True)
-            await quorum.check_lengths()
-            report = await scrubbing.run(context, job, observer, control)
-        await serving.end_leftover(context)
-        return report
+            return await scrub_commands.scrub(context, options, observer or Silent(), control or ScrubControl())
 
     async def pause(self, name: str) -> ScrubReport:
         """Asks a running scrub to stop, and waits until it has. The next scrub resumes it."""
-        return await self._ask(name, "pause")
+        return await scrub_commands.ask(self._defined(name), "pause")
 
     async def cancel(self, name: str) -> ScrubReport:
         """Like `pause`, and also for a paused one: it is not resumed."""
-        return await self._ask(name, "cancel")
-
-    async def _ask(self, name: str, what: Request) -> ScrubReport:
-        context = self._defined(name)
-        with context.store() as store:
-            holder = SetLock.held_by(context.state_dir)
-            asked = store.request(what, holder[0]) if holder is not None else None
-            if asked is None:
-                if what == "cancel" and holder is None and (unfinished := store.unfinished_run()) is not None:
-                    # Under the lock: a scrub that begins meanwhile would find its run taken away.
-                    with context.lock("cancel"):
-                        store.abandon_run(unfinished.id)
-                    return store.scrub_report(unfinished.id)
-                raise RefusedError(
-                    f"No scrub of {name} is running.", remedy=f"See 'qorumctl history {name}'.", set_name=name
-                )
-            ends_at_s = time.monotonic() + self._timeouts.stop_s
-            while (run := store.run(asked.id)) is not None and run.state is RunState.RUNNING:
-                if SetLock.held_by(context.state_dir) is None:
-                    break
-                if time.monotonic() > ends_at_s:
-                    raise QorumError(
-                        f"The scrub of {name} (pid {asked.pid}) has not stopped within {self._timeouts.stop_s:g} s.",
-                        remedy="It will when the copies answer again; see 'qorumctl status'.",
-                        set_name=name,
-                    )
-                await asyncio.sleep(_POLL_S)
-            return store.scrub_report(asked.id)
+        return await scrub_commands.ask(self._defined(name), "cancel")
 
     # -- copies
 
@@ -331,7 +237,7 @@ class QuorumSets:
         with context.lock("copy detach"):
             await succession.settle_leftovers(context)
             spec = self._running(context)
-            _tell(record.secure(context, spec, None))
+            record.secure_aloud(context, spec, None)
             result = await detaching.detach(context, spec, copy, force=force)
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
@@ -349,7 +255,7 @@ class QuorumSets:
         with context.lock("copy rejoin"):
             await succession.settle_leftovers(context)
             spec = self._running(context)
-            _tell(record.secure(context, spec, None))
+            record.secure_aloud(context, spec, None)
             result = await rejoining.rejoin(
                 context,
                 spec,
@@ -379,7 +285,7 @@ class QuorumSets:
                 result = await replacing.cancel(context, spec, copy, finished)
             else:
                 spec = self._running(context)
-                _tell(record.secure(context, spec, None))
+                record.secure_aloud(context, spec, None)
                 args = (observer or Silent(), control or ScrubControl())
                 result = await replacing.replace_copy(context, spec, copy, source, options, finished, *args)
         return result.model_copy(update={"state": (await inspection.status(context)).state})
@@ -413,36 +319,3 @@ class QuorumSets:
         context = self._context(name)
         context.spec()
         return context
-
-
-def _tell(lost: str | None) -> None:
-    if lost is not None:
-        _log.warning("%s", lost)
-
-
-def _settles_an_unclean_stop(spec: SetSpec, report: ScrubReport) -> bool:
-    """Whether this run has done what a start does after one: compared everything, and healed what the policy allows."""
-    if report.range is not None or report.outcome in {"unfinished", "failed"}:
-        return False
-    return report.outcome == "clean" or report.mode == spec.policy
-
-
-def _check_options(spec: SetSpec, options: ScrubOptions, *, running: bool) -> None:
-    if options.mode == "repair" and spec.policy == "report":
-        raise RefusedError(
-            f'{spec.name} has policy "report": nothing of it is ever rewritten.',
-            remedy='Use --report, or set policy = "repair" in its definition and restart it.',
-            set_name=spec.name,
-        )
-    if not running and (options.mode or spec.policy) == "repair":
-        raise RefusedError(
-            f"{spec.name} is not running, so nothing can be repaired.",
-            remedy=f"Run 'qorumctl start {spec.name}' first, or compare its copies as they are with --report.",
-            set_name=spec.name,
-        )
-    within = options.within
-    if within is not None and (within.offset % SECTOR_BYTES or within.length % SECTOR_BYTES or within.end > spec.size):
-        raise UsageError(
-            f"The range {within.offset}:{within.length} is not whole sectors within {spec.size} bytes.",
-            remedy="Use multiples of 512 that lie within the disk.",
-        )
