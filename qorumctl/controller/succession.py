@@ -23,7 +23,7 @@ from qorumctl.controller.context import SetContext
 from qorumctl.controller.detaching import flush
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import QorumError, RefusedError
+from qorumctl.errors import DaemonStalledError, QorumError, RefusedError
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import Store
 from qorumctl.store.absent import Absence
@@ -79,7 +79,17 @@ async def finish(context: SetContext, spec: SetSpec, quorum: QuorumSet, store: S
     identity.commit_start(spec, who, host, generation, without=_away(store, note))
     quorum.newcomers.discard(note.key)
     if await quorum.children.is_child(note.key):
-        await quorum.children.succeed(note.copy, note.key)
+        try:
+            await quorum.children.succeed(note.copy, note.key)
+        except DaemonStalledError as error:
+            raise DaemonStalledError(
+                f"Copy {note.copy} of {spec.name} is replaced by {note.source.label}, but the daemon waits for a copy "
+                f"that hangs, and its old image, {note.old_source}, has not left yet.",
+                remedy="Kill the server of what hangs, or force its file system off ('umount -f'): an error frees all. "
+                "The next command does the rest.",
+                set_name=spec.name,
+                copy=note.copy,
+            ) from error
         # What the daemon still holds back is about the image that has left.
         await watcher.outlast_throttle(context)
         store.forget_absence(note.copy, None)

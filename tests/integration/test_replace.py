@@ -14,10 +14,10 @@ import pytest
 
 from qorumctl import identity
 from qorumctl.controller.observer import ScrubControl, Silent, StopReason
-from qorumctl.controller.options import ReplaceOptions
+from qorumctl.controller.options import ReplaceOptions, Timeouts
 from qorumctl.core.ranges import Range
 from qorumctl.daemon.children import Children
-from qorumctl.errors import CopyError, DaemonGoneError, QorumError, RefusedError, UsageError
+from qorumctl.errors import CopyError, DaemonGoneError, DaemonStalledError, QorumError, RefusedError, UsageError
 from qorumctl.model.spec import CopySpec
 from qorumctl.store import Store
 from tests.attack import Attack
@@ -542,3 +542,30 @@ async def test_a_new_image_that_does_not_store_what_it_gets(
     await replaced(live, "c", server.uri)
     await holds(live, shadow)
     live.end()
+
+
+async def test_an_old_image_that_hangs_leaves_once_its_server_is_killed(
+    live_set: LiveSets, nbdkit: Nbdkit, short_dir: Path
+) -> None:
+    live = live_set(size_bytes=SIZE, timeouts=Timeouts(drain_s=2.0))
+    paths = live.paths()
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    server = nbdkit("file", paths[2])
+    await live.create(sources=[*paths[:2], server.uri], size_bytes=None)
+    await live.start()
+    shadow = live.fill()
+    new = live.images_dir / "new.img"
+    live.dies_at("succession:finish", "copy", "replace", NAME, "c", str(new))
+    server.pause()
+    guest = live.link()
+    ticket = guest.submit_write(AT, NEW)
+    shadow[AT : AT + len(NEW)] = NEW
+    with pytest.raises(DaemonStalledError, match=r"is replaced by .*, but the daemon waits for a copy that hangs"):
+        await live.sets.replace(NAME, "c")
+    server.kill()
+    assert guest.complete(ticket)
+    guest.close()
+    assert (await live.sets.replace(NAME, "c")).changed
+    await replaced(live, "c", new)
+    await holds(live, shadow)
