@@ -18,6 +18,7 @@ from uuid import uuid4
 from qorumctl.daemon import copy_errors, graph
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import delete_export, export_ids, wait_exports_gone
+from qorumctl.daemon.replies import names, understood
 from qorumctl.errors import CommandError, DaemonStalledError, RefusedError
 from qorumctl.model.spec import CopySpec, SetSpec
 from qorumctl.units import format_exact_size
@@ -74,7 +75,11 @@ class Children:
         """RefusedError where an open copy has not the set's length: QEMU aborts at a read past the end of a shorter
         child."""
         node = (await self._nodes()).get(graph.copy_node(await self.key(copy.name)))
-        check_length(self._spec, copy, None if node is None else node["image"]["virtual-size"])
+        with understood("query-named-block-nodes"):
+            length = None if node is None else node["image"]["virtual-size"]
+            if node is not None and type(length) is not int:
+                raise TypeError("no length")
+        check_length(self._spec, copy, length)
 
     async def credentials(self) -> list[str]:
         try:
@@ -84,7 +89,7 @@ class Children:
             if "not found" not in error.description:
                 raise
             return []
-        return [item["name"] for item in objects if item["name"].startswith(graph.TLS_PREFIX)]
+        return [name for name in names("qom-list", objects, "name") if name.startswith(graph.TLS_PREFIX)]
 
     # -- where a copy is
 
@@ -102,8 +107,9 @@ class Children:
         if len(keys) < 2:
             return keys[0] if keys else name
         # Two, for the moment in which the one takes the other's place.
-        exports: list[dict[str, Any]] = await self._run("query-block-exports")
-        behind = {export["node-name"] for export in exports if export["id"] == graph.copy_node(name)}
+        exports = await self._run("query-block-exports")
+        with understood("query-block-exports"):
+            behind = {export["node-name"] for export in exports if export["id"] == graph.copy_node(name)}
         present = children_of(await self._run("x-debug-query-block-graph"))
         ranked = sorted(keys, key=lambda key: (graph.copy_node(key) not in behind, key not in present))
         return ranked[0]
@@ -154,8 +160,10 @@ class Children:
     async def succeed(self, name: str, key: str) -> None:
         """The image `key`, a child, takes the place of the copy: whatever else the copy had leaves the quorum and is
         closed, and the copy's export is that of `key`. Drains. Idempotent."""
-        exports: list[dict[str, Any]] = await self._run("query-block-exports")
-        mine = [e["id"] for e in exports if e["id"] == graph.copy_node(name) and e["node-name"] == graph.copy_node(key)]
+        exports = await self._run("query-block-exports")
+        with understood("query-block-exports"):
+            behind = [e["node-name"] for e in exports if e["id"] == graph.copy_node(name)]
+        mine = graph.copy_node(key) in behind
         if not mine:
             await self.end_exports(name)
         await self.end_exports(key)
@@ -196,8 +204,8 @@ class Children:
         await self._run("blockdev-del", {"node-name": graph.CLAIM})
 
     async def _nodes(self) -> dict[str, dict[str, Any]]:
-        nodes: list[dict[str, Any]] = await self._run("query-named-block-nodes", {"flat": True})
-        return {node["node-name"]: node for node in nodes}
+        nodes = await self._run("query-named-block-nodes", {"flat": True})
+        return dict(zip(names("query-named-block-nodes", nodes, "node-name"), nodes, strict=True))
 
     async def _run(self, command: str, arguments: graph.QmpArguments | None = None) -> Any:
         return await self._monitor.execute(command, arguments, timeout_s=self._timeout_s)
@@ -222,10 +230,12 @@ def check_length(spec: SetSpec, copy: CopySpec, length_bytes: int | None) -> Non
         )
 
 
-def children_of(block_graph: dict[str, Any]) -> dict[str, str]:
-    """Key of a copy or newcomer -> QEMU's name of it as a child of the quorum, in the children's order."""
-    names = {node["id"]: node["name"] for node in block_graph["nodes"] if node["type"] == "block-driver"}
-    edges = [edge for edge in block_graph["edges"] if names.get(edge["parent"]) == graph.QUORUM]
-    edges.sort(key=lambda edge: int(edge["name"].rpartition(".")[2]))
-    copies = ((graph.copy_of_node(names[edge["child"]]), edge["name"]) for edge in edges)
-    return {name: child for name, child in copies if name is not None}
+def children_of(block_graph: Any) -> dict[str, str]:
+    """Of an x-debug-query-block-graph: key of a copy or newcomer -> QEMU's name of it as a child of the quorum, in the
+    children's order. Raises DaemonError."""
+    with understood("x-debug-query-block-graph"):
+        drivers = {node["id"]: node["name"] for node in block_graph["nodes"] if node["type"] == "block-driver"}
+        edges = [edge for edge in block_graph["edges"] if drivers.get(edge["parent"]) == graph.QUORUM]
+        edges.sort(key=lambda edge: int(edge["name"].rpartition(".")[2]))
+        copies = ((graph.copy_of_node(drivers[edge["child"]]), edge["name"]) for edge in edges)
+        return {name: child for name, child in copies if name is not None}

@@ -10,13 +10,14 @@ A new daemon has none of them: the record is lost with the daemon that kept it. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qorumctl.daemon import graph
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import delete_export, export_ids, wait_exports_gone
+from qorumctl.daemon.replies import understood
 from qorumctl.daemon.watches import Watches
 from qorumctl.units import KIB
 
@@ -54,10 +55,9 @@ class Missed:
         return [record for record in await self.all() if record.copy == copy]
 
     async def all(self) -> list[Record]:
-        nodes: list[dict[str, Any]] = await self._monitor.execute(
-            "query-named-block-nodes", {"flat": True}, timeout_s=self._timeout_s
+        return records_of(
+            await self._monitor.execute("query-named-block-nodes", {"flat": True}, timeout_s=self._timeout_s)
         )
-        return records_of(nodes)
 
     async def begin(self, copy: str, *, drain: bool = True, by_sectors: bool = False) -> str:
         """From here on what is written is recorded. With `drain` every earlier write has reached all children.
@@ -113,17 +113,20 @@ class Missed:
         await self._monitor.execute("transaction", {"actions": actions}, timeout_s=self._timeout_s)
 
 
-def records_of(nodes: list[dict[str, Any]]) -> list[Record]:
-    """From a flat query-named-block-nodes."""
-    found = []
-    for node in nodes:
-        for bitmap in node.get("dirty-bitmaps", []) if node.get("node-name") == graph.FENCE else []:
-            name = str(bitmap.get("name", ""))
-            copy, _, number = name.removeprefix(MISSED_PREFIX).rpartition("-")
-            if name.startswith(MISSED_PREFIX) and number.isdecimal():
-                recording, count, granularity = bitmap["recording"], bitmap["count"], bitmap["granularity"]
-                found.append(Record(name, copy, int(number), bool(recording), int(count), int(granularity)))
+def records_of(nodes: Any) -> list[Record]:
+    """From a flat query-named-block-nodes. Raises DaemonError."""
+    with understood("query-named-block-nodes"):
+        bitmaps = [b for node in nodes if node.get("node-name") == graph.FENCE for b in node.get("dirty-bitmaps", [])]
+        found = [record for bitmap in bitmaps if (record := _record(bitmap)) is not None]
     return sorted(found, key=lambda record: (record.copy, record.number))
+
+
+def _record(bitmap: Mapping[str, Any]) -> Record | None:
+    name = str(bitmap.get("name", ""))
+    copy, _, number = name.removeprefix(MISSED_PREFIX).rpartition("-")
+    if not name.startswith(MISSED_PREFIX) or not number.isdecimal():
+        return None
+    return Record(name, copy, int(number), bool(bitmap["recording"]), int(bitmap["count"]), int(bitmap["granularity"]))
 
 
 def _endings(records: list[Record]) -> list[dict[str, object]]:

@@ -211,9 +211,7 @@ class QuorumSet:
         with understood("query-named-block-nodes"):
             settings = _settings(next((node for node in nodes if node["node-name"] == graph.QUORUM), None))
             watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
-        block_graph: dict[str, Any] = await self._run("x-debug-query-block-graph")
-        with understood("x-debug-query-block-graph"):
-            keys = tuple(children_of(block_graph))
+        keys = tuple(children_of(await self._run("x-debug-query-block-graph")))
         copies = tuple(dict.fromkeys(graph.copy_of_key(key) for key in keys if key not in self.newcomers))
         rewriting, threshold = settings.get("rewrite-corrupted"), settings.get("vote-threshold")
         return GraphState(

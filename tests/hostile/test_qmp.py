@@ -38,7 +38,11 @@ GOOD: dict[str, Any] = {
         {"node-name": "quorum", "image": {"virtual-size": 4 << 20}, "drv": "quorum",
          "file": 'json:{"rewrite-corrupted": true, "vote-threshold": 2}'},
         {"node-name": "fence", "image": {"virtual-size": 4 << 20}, "drv": "copy-on-read", "file": "x",
-         "dirty-bitmaps": [{"name": "qorum-watch-1", "granularity": 512}]},
+         "dirty-bitmaps": [
+             {"name": "qorum-watch-1", "granularity": 512},
+             {"name": "qorum-missed-a-1", "granularity": 4096, "count": 8192, "recording": True},
+         ]},
+        {"node-name": "copy-a.2", "image": {"virtual-size": 4 << 20}, "file": "x", "drv": "raw"},
     ],
     "x-debug-query-block-graph": {
         "nodes": [{"id": n, "name": name, "type": "block-driver"} for n, name in ((1, "quorum"), (2, "copy-a"))],
@@ -73,6 +77,15 @@ def calls(timeout_s: float = TIMEOUT_S) -> dict[str, Work]:
 
     return {
         "describe": lambda m: quorum(m).describe(),
+        "key": lambda m: quorum(m).children.key("a"),
+        "length": lambda m: quorum(m).children.check_length(spec.copies[0]),
+        "take out": lambda m: quorum(m).children.take_out("a"),
+        "bring in": lambda m: quorum(m).children.bring_in(spec.copies[0]),
+        "close": lambda m: quorum(m).children.close("a"),
+        "succeed": lambda m: quorum(m).children.succeed("a", "a.2"),
+        "credentials": lambda m: quorum(m).children.credentials(),
+        "begin a record": lambda m: quorum(m).missed.begin("a"),
+        "rotate records": lambda m: quorum(m).missed.rotate("a"),
         "open": lambda m: quorum(m).open_copies(read_only=True),
         "assemble": lambda m: quorum(m).assemble(),
         "dissolve": lambda m: quorum(m).dissolve(),
