@@ -224,7 +224,7 @@ def check_free_space(sources: Iterable[Source], size_bytes: int) -> None:
         if free < bytes_needed:
             raise RefusedError(
                 f"{directory} has {format_size(free)} free, and the new images there need {format_size(bytes_needed)}.",
-                remedy="Free some space, choose a smaller size, or other directories.",
+                remedy="Free some space, choose a smaller size, or other directories; --thin makes them all the same.",
                 path=str(directory),
             )
 

@@ -265,7 +265,7 @@ async def refused_for_space(live: LiveSet, size_bytes: int) -> str:
     with pytest.raises(RefusedError) as caught:
         await live.create(size_bytes=size_bytes)
     assert picture(live) == before
-    assert caught.value.remedy == "Free some space, choose a smaller size, or other directories."
+    assert caught.value.remedy.startswith("Free some space, choose a smaller size, or other directories; --thin ")
     return caught.value.message
 
 
