@@ -50,11 +50,12 @@ def clear_compared(store: Store, spec: SetSpec, run_id: int) -> None:
     noted: Mapping[str, int] = run.parameters.get(_NOTED, {}) if run is not None else {}
     if run is None or not noted or run.within is not None or run.checkpoint.busy:
         return
-    # What was away was not looked at.
-    left = set(spec.copy_names).difference(run.parameters.get(_COPIES, spec.copy_names))
+    # What was away was not looked at; nor was the image that is to take a copy's place, which has marks of its own.
+    compared, left = set(run.parameters.get(_COPIES, spec.copy_names)), set[str]()
     for finding in store.findings(run_id):
         if finding.action is not Action.REPAIRED:
             # Where an unclean stop explains the difference, nobody is named: it may be in any copy.
             left.update(finding.copies or spec.copy_names)
-    settled = {s.key: noted[s.key] for s in store.suspicions() if s.key in noted and s.copy not in left}
+    proven = compared - left
+    settled = {s.key: noted[s.key] for s in store.suspicions() if s.key in noted and s.copy in proven}
     store.clear_suspicions(settled, run=run_id)
