@@ -74,7 +74,7 @@ async def take_out(
                 )
                 store.note_absence(mark, Entry.FOUND_OUTSIDE)
             else:
-                store.note_absence(mark)
+                store.note_absence(mark, Entry.DETACHED)
             return _result(spec, mark, changed=await quorum.children.close(name))
         for copy in state.copies:
             # Killed between the end of its export and its leaving, or as it came back.
@@ -86,7 +86,7 @@ async def take_out(
         mark = mark or _mark(spec, name, rewrite)
         # A copy that is half back keeps its record: nothing that stands in it is dropped before it is all proven.
         mark = replace(mark, kept=mark.kept and mark.left)
-        store.note_absence(mark)
+        store.note_absence(mark, _entry(mark, force=force))
         _leave_the_sidecars(spec, name, marks.keys() | {name})
         mark = await _leave(context, spec, quorum, store, mark, force=force)
     return _result(spec, mark, changed=True)
@@ -104,12 +104,15 @@ async def _leave(
         lost = lost or mark.lost
     generation = None if force else _generation(spec, name)
     mark = replace(mark, left=True, kept=not lost, lost=lost, daemon=context.pid(), generation=generation)
-    # A scrub's doing for a moment is no part of the copy's history: the findings are.
-    entry = None if mark.rewrite else Entry.FORCED_OUT if force else Entry.DETACHED
-    store.note_absence(mark, entry)
+    store.note_absence(mark, _entry(mark, force=force))
     await quorum.children.take_out(name)
     await quorum.children.close(name)
     return mark
+
+
+def _entry(mark: Absence, *, force: bool) -> Entry | None:
+    """A scrub's doing for a moment is no part of the copy's history: the findings are."""
+    return None if mark.rewrite else Entry.FORCED_OUT if force else Entry.DETACHED
 
 
 async def _why_lost(context: SetContext, spec: SetSpec, store: Store, name: str) -> str:

@@ -119,7 +119,7 @@ class _Rejoin:
             self._store.clear_suspicions(catch_up.mark.serials)
         if catch_up.lacking:
             # As when a write fails while it is in the quorum.
-            self._store.suspect([name], missed=True, why="it does not store what is written to it")
+            self._store.suspect([name], missed=True, why="it does not store what is written to it", known=True)
         how = None if catch_up.mark.rewrite else Entry.REJOINED
         self._store.forget_absence(name, how, detail=catch_up.reason or "")
         records = self._fence.run(self._quorum.missed.of(name))

@@ -159,6 +159,6 @@ def _hand_over_suspicions(store: Store, note: Replacement) -> None:
         if s.copy == note.copy and s.missed:
             settled[s.key] = s.serial
         elif s.copy == note.key and settled.get(s.key) != s.serial:
-            store.suspect([note.copy], missed=s.missed, why=s.why)
+            store.suspect([note.copy], missed=s.missed, why=s.why, known=s.missed)
             settled[s.key] = s.serial
     store.clear_suspicions(settled)

@@ -97,7 +97,9 @@ def put(database: Database, absence: Absence, *, how: Entry | None, time: str) -
     key = f"{_PREFIX}{absence.copy}"
     with database.write() as connection:
         row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        had_left = row is not None and from_text(absence.copy, str(row["value"])).left
+        before = None if row is None else from_text(absence.copy, str(row["value"]))
+        # A scrub takes a copy out for a moment, which is told of nobody; who then detaches it means it.
+        had_left = before is not None and before.left and not (before.rewrite and not absence.rewrite)
         connection.execute(
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             (key, json.dumps(asdict(absence))),

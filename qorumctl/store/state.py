@@ -310,10 +310,12 @@ class Store:
         rows = self._database.rows("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT 1000", (event_id,))
         return [Event(row["id"], row["time"], row["kind"], row["copy"], row["detail"]) for row in rows]
 
-    def suspect(self, copies: Iterable[str], *, missed: bool, why: str, failed: bool = False) -> None:
-        """Marks copies that have missed a write (`missed`), or may have; `failed`: a write of them did just now. On
-        disk when this returns."""
-        suspicions.add(self._database, copies, missed=missed, why=why, time=self._now(), failed=failed)
+    def suspect(
+        self, copies: Iterable[str], *, missed: bool, why: str, failed: bool = False, known: bool = False
+    ) -> None:
+        """Marks copies that have missed a write (`missed`), or may have; `failed`: a write of them did just now;
+        `known`: they lack it for certain. On disk when this returns."""
+        suspicions.add(self._database, copies, missed=missed, why=why, time=self._now(), failed=failed, known=known)
 
     def suspicions(self) -> list[Suspicion]:
         return suspicions.all_of(self._database)

@@ -19,6 +19,8 @@ from qorumctl.store.database import Database
 _PREFIX = "suspect."
 _SERIAL = "suspect-serial"
 _KINDS = ("missed", "unwatched")
+_NEWCOMER = "."
+"""Stands in the key of an image that is to take a copy's place, such as `c.2`, and in no copy's name."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,18 @@ def key_of(copy: str, *, missed: bool) -> str:
     return f"{_PREFIX}{copy}.{'missed' if missed else 'unwatched'}"
 
 
-def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, time: str, failed: bool = False) -> None:
+def add(
+    database: Database,
+    copies: Iterable[str],
+    *,
+    missed: bool,
+    why: str,
+    time: str,
+    failed: bool = False,
+    known: bool = False,
+) -> None:
     """Marks each of `copies`. A mark that is there already keeps its `since`. `failed`: the daemon has told of a write
-    that failed, once more."""
+    that failed, once more. `known`: that it lacks something is certain all the same."""
     with database.write() as connection:
         noted = _value(connection, _SERIAL)
         serial = database.parse(lambda: int(noted or 0))
@@ -62,10 +73,13 @@ def add(database: Database, copies: Iterable[str], *, missed: bool, why: str, ti
                 "why": why,
             }
             _set(connection, key, json.dumps(mark))
+            if _NEWCOMER in copy:
+                # No copy yet. What of it is still so when it has become one is set anew.
+                continue
             if failed:
                 chronicle.note(connection, copy, Entry.WRITE_ERROR, time, detail=why)
             if before is None:
-                kind = Entry.MISSED_WRITE if failed else Entry.MAY_HAVE_MISSED
+                kind = Entry.MISSED_WRITE if failed or known else Entry.MAY_HAVE_MISSED
                 chronicle.note(connection, copy, kind, time, detail=why)
         _set(connection, _SERIAL, str(serial))
 
@@ -96,7 +110,7 @@ def clear(database: Database, serials: Mapping[str, int], *, time: str, run: int
             gone = connection.execute(
                 "DELETE FROM meta WHERE key = ? AND json_extract(value, '$.serial') = ?", (key, serial)
             )
-            if gone.rowcount:
+            if gone.rowcount and _NEWCOMER not in _copy_of(key):
                 cleared.add(_copy_of(key))
         for copy in sorted(cleared if run is not None else ()):
             if all(_value(connection, key_of(copy, missed=missed)) is None for missed in (True, False)):

@@ -74,6 +74,17 @@ def test_suspects_without_a_known_error_are_told_apart(store: Store, day: list[i
     assert told(store) == ["a may-have-missed 1, 1-1", "b may-have-missed 2, 1-1"]
 
 
+def test_one_that_is_known_to_lack_something_is_no_mere_suspect(store: Store, day: list[int]) -> None:
+    store.suspect(["b"], missed=True, why="it does not store what is written to it", known=True)
+    assert told(store) == ["b missed-write 1, 1-1"]
+
+
+def test_an_image_that_is_to_take_a_copys_place_has_no_history_of_its_own(store: Store) -> None:
+    store.suspect(["c.2"], missed=True, why="a write failed", failed=True)
+    store.clear_suspicions({s.key: s.serial for s in store.suspicions()}, run=1)
+    assert told(store) == []
+
+
 def test_a_copy_is_cleared_when_nothing_is_left_against_it_and_by_a_scrub(store: Store) -> None:
     for copy in "abc":
         store.suspect([copy], missed=False, why="nobody listened")
@@ -106,6 +117,16 @@ def test_a_detach_that_came_to_nothing_is_no_absence(store: Store) -> None:
     store.note_absence(AWAY)
     store.forget_absence("b")
     assert told(store) == []
+
+
+def test_who_detaches_what_a_scrub_has_taken_out_is_told_of(store: Store, day: list[int]) -> None:
+    taken_out = replace(AWAY, left=True, rewrite=((512, 512),))
+    store.note_absence(taken_out)
+    day[0] = 2
+    for _ in range(2):
+        store.note_absence(replace(taken_out, rewrite=()), Entry.DETACHED)
+    store.forget_absence("b")
+    assert told(store) == ["b detached 1, 2-2", "b rejoined 1, 2-2"]
 
 
 def test_a_replaced_copy_has_one_line_to_record_it(store: Store, day: list[int]) -> None:
