@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qorumctl.controller import suspects, watcher
@@ -256,11 +256,13 @@ def _suspect(store: Store, key: str, *, missed: bool, why: str, failed: bool = F
 
 
 def _document(name: str, event: CopyEvent) -> EventDocument:
+    # Where its nodes are (`c.2`) is nothing that people know of.
+    event = replace(event, copy=None if event.copy is None else copy_of_key(event.copy))
     return EventDocument(
         set=name,
         time=event.time,
         kind=event.kind,
-        copy_=None if event.copy is None else copy_of_key(event.copy),
+        copy_=event.copy,
         operation=event.operation,
         offset=event.offset,
         length=event.length,
