@@ -115,14 +115,18 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
                 try:
                     report = await sets.scrub(name, options, observer=shown, control=steering.control)
                 except QorumError as error:
-                    if single and not (steering.interrupted and error.code == "interrupted"):
+                    code = error.exit_code
+                    if steering.stopped and error.code == "interrupted":
+                        # Before the run had begun: a copy that an earlier one had taken out was being brought back.
+                        code = exit_codes.INTERRUPTED if steering.interrupted else exit_codes.UNFINISHED
+                    elif single:
                         raise
                     if single:
                         shown.hide()
-                        outlet.error(error, exit_code=exit_codes.INTERRUPTED)
-                        return exit_codes.INTERRUPTED
-                    codes.append(error.exit_code)
-                    documents.append(error_document(error))
+                        outlet.error(error, exit_code=code)
+                        return code
+                    codes.append(code)
+                    documents.append(error_document(error, code))
                     outlet.note(f"qorumctl: {name}: {error}")
                 else:
                     codes.append(exit_codes.of_scrub(report, interrupted=steering.interrupted))

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qorumctl.controller.observer import ScrubStart, Silent
 from qorumctl.daemon.client import Monitor
+from qorumctl.store import Store
 from tests.integration.absence import as_if_nothing_had_been, standing, write
 from tests.integration.harness import NAME, LiveSet
 from tests.live import MIB, NbdServer, wait_for
@@ -42,6 +44,24 @@ def begun(live: LiveSet) -> subprocess.Popen[bytes]:
     assert command.stderr is not None
     assert b"comparing all of it" in command.stderr.readline()
     return command
+
+
+async def test_a_scrub_that_is_stopped_as_it_brings_a_copy_back_is_unfinished(
+    nbdkit: Nbdkit, live_set: LiveSets
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    await away(nbdkit, live)
+    with Store.open(live.directories.state_dir(NAME)) as store:
+        mark = store.absences()["b"]
+        store.note_absence(replace(mark, kept=False, lost="it was killed", rewrite=((0, 512),)))
+    for number, code in ((signal.SIGTERM, 6), (signal.SIGINT, 130)):
+        command = live.cli("scrub", NAME, stderr=subprocess.PIPE)
+        assert command.stderr is not None
+        while b"comparing all of it" not in (line := command.stderr.readline()):
+            assert line
+        command.send_signal(number)
+        _, said = command.communicate(timeout=60)
+        assert (command.returncode, b"copy b of web01 is still away" in said) == (code, True)
 
 
 async def test_interrupted_it_leaves_the_copy_away_and_goes_on_later(nbdkit: Nbdkit, live_set: LiveSets) -> None:
