@@ -26,7 +26,7 @@ from qorumctl.controller.live import reached
 from qorumctl.controller.observer import Observer, ScrubControl, Silent, StopReason
 from qorumctl.controller.returning import Interrupted
 from qorumctl.copies.base import CopyReader
-from qorumctl.core.findings import Action, FindingVerdict, is_lost
+from qorumctl.core.findings import Action, FindingVerdict
 from qorumctl.core.ranges import Range, RangeSet, coalesce, intersect, total_bytes
 from qorumctl.core.vote import NoMajority, Outvoted, Verdict
 from qorumctl.daemon.graph import copy_node
@@ -131,9 +131,7 @@ class Rewriting:
         """What is to be repaired, but for copies that have lost too much."""
         kept: list[_Loss] = []
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for finding in self._store.findings(self._run):
-            if not is_lost(finding.verdict, finding.action):
-                continue
+        for finding in self._store.lost_findings(self._run):
             loss = _Loss(finding.id, Range(finding.offset, finding.length), self._at_fault(finding))
             for name in loss.copies:
                 counts[name][0] += 1

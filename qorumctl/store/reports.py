@@ -48,9 +48,9 @@ def outcome_of(run: RunRecord) -> Outcome:
     return "failed" if run.state is RunState.FAILED else "unfinished"
 
 
-def findings(database: Database, run_id: int) -> Iterator[FindingDocument]:
-    """The findings of a run by offset, without the guest's data."""
-    for rows in _pages(database, "*", run_id):
+def findings(database: Database, run_id: int, where: str = "") -> Iterator[FindingDocument]:
+    """The findings of a run by offset, without the guest's data. `where`: ours, more conditions."""
+    for rows in _pages(database, "*", run_id, where):
         marks = ", ".join("?" for _ in rows)
         votes: dict[int, dict[str, list[str]]] = defaultdict(dict)
         for vote in database.rows(
@@ -60,6 +60,12 @@ def findings(database: Database, run_id: int) -> Iterator[FindingDocument]:
             votes[vote["finding"]][vote["digest"]] = database.parse(partial(json.loads, vote["copies"]))
         for row in rows:
             yield database.parse(partial(_document, row, votes[row["id"]]))
+
+
+def lost_findings(database: Database, run_id: int) -> Iterator[FindingDocument]:
+    """Those that no fenced read mends, picked by the database: of very many findings they are few."""
+    some = "AND (verdict = 'unreadable' AND action IN ('left', 'failed') OR verdict = 'outvoted' AND action = 'failed')"
+    return (found for found in findings(database, run_id, some) if is_lost(found.verdict, found.action))
 
 
 def _pages(database: Database, columns: str, run_id: int, where: str = "") -> Iterator[list[sqlite3.Row]]:

@@ -270,6 +270,10 @@ class Store:
         """One after the other, by offset: for more findings than fit a document."""
         return reports.findings(self._database, run_id)
 
+    def lost_findings(self, run_id: int) -> Iterator[FindingDocument]:
+        """Those that no fenced read mends, by offset."""
+        return reports.lost_findings(self._database, run_id)
+
     def scrub_report(self, run_id: int) -> ScrubReport:
         return reports.scrub_report(self._database, self._set_name, self._existing(run_id))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qorumctl.core.findings import Action, Cause, Checkpoint, Finding
+from qorumctl.core.findings import Action, Cause, Checkpoint, Finding, is_lost
 from qorumctl.core.ranges import Range
 from qorumctl.store import Store
 from qorumctl.store.records import now
@@ -43,6 +43,15 @@ def test_a_report_says_everything_but_the_guest_s_data(store: Store) -> None:
     assert report.findings[0].votes == {"d" * 64: ["b", "c"], "e" * 64: ["a"]}
     assert report.findings[0].diagnosis.flipped_bits == 3
     assert "good" not in report.model_dump_json()
+
+
+def test_what_no_fenced_read_mends_is_picked_by_the_database(store: Store) -> None:
+    settled = (Action.REPAIRED, Action.LEFT, Action.FAILED)
+    every = [*(outvoted(n, a) for n, a in enumerate(settled)), *(unreadable(n + 3, a) for n, a in enumerate(settled))]
+    run = scrub(store, *every, no_majority(6), no_majority(7, Action.FAILED))
+    picked = [found.id for found in store.lost_findings(run)]
+    assert picked == [found.id for found in store.findings(run) if is_lost(found.verdict, found.action)]
+    assert len(picked) == 3
 
 
 def test_history_is_newest_first_with_counts(store: Store) -> None:
