@@ -62,17 +62,20 @@ def looks(context: SetContext, spec: SetSpec, *, takeover: bool) -> list[Look]:
         found.append(Look(f"copy {copy.name}", detail, partial(_look_at_copy, spec, copy, running=running)))
     words = "all of this set, none has missed writes"
     if absences := context.absences():
-        found.insert(0, Look("presence", "no copy is away", lambda: refuse_away(spec, absences)))
+        found.insert(0, Look("presence", "no copy is away", lambda: refuse_away(spec, absences, running=running)))
     return [*found, Look("identity", words, lambda: _look_at_identity(spec, takeover=takeover))]
 
 
-def refuse_away(spec: SetSpec, absences: Mapping[str, Absence]) -> None:
+def refuse_away(spec: SetSpec, absences: Mapping[str, Absence], *, running: bool) -> None:
     """RefusedError naming a copy that is on record as away: it has missed writes, or will have."""
     for name in spec.copy_names:
         if (absence := absences.get(name)) is not None:
+            rejoin = f"'qorumctl copy rejoin {spec.name} {name}'"
+            # A restart loses the record of what it missed.
+            now = f"Run {rejoin} first; --degraded restarts without it, and all of it is compared later."
             raise RefusedError(
                 f"Copy {name} is away since {moment(absence.since)} ({absence.why}): it may have missed writes.",
-                remedy=f"Run 'qorumctl start {spec.name} --degraded', then 'qorumctl copy rejoin {spec.name} {name}'.",
+                remedy=now if running else f"Run 'qorumctl start {spec.name} --degraded', then {rejoin}.",
                 set_name=spec.name,
                 copy=name,
             )
