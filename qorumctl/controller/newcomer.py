@@ -48,7 +48,9 @@ def vet(context: SetContext, spec: SetSpec, name: str, source: Source, options: 
     """Every refusal that needs no daemon, before anything is changed. Returns whether the image is still to be made.
     Raises RefusedError."""
     copy = spec.copy_named(name).model_copy(update={"source": source})
-    others = [as_copy(spec, note) for note in context.replacements().values() if note.copy != name]
+    # A copy that is being replaced can have gone from the definition since.
+    notes = [note for note in context.replacements().values() if note.copy != name and note.copy in spec.copy_names]
+    others = [as_copy(spec, note) for note in notes]
     for other in (*spec.copies, *others):
         images.distinct([other, copy.model_copy(update={"name": "the new one"})], own_socket=context.runtime.nbd_sock)
     unit = images.alignment(source) if copy.cache == "none" else 512

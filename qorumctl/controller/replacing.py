@@ -63,8 +63,10 @@ async def replace_copy(
 
 
 async def cancel(context: SetContext, spec: SetSpec, name: str, finished: list[Replacement]) -> CopyResult:
-    """Under the set's lock, after `settle_leftovers`: the newcomer is in no quorum. The set may be stopped."""
-    detaching.check_known(spec, name)
+    """Under the set's lock, after `settle_leftovers`: the newcomer is in no quorum. The set may be stopped, and the
+    definition know the copy no more."""
+    if name not in context.replacements():
+        detaching.check_known(spec, name)
     if any(note.copy == name for note in finished):
         raise RefusedError(
             f"It is too late to cancel: copy {name} of {spec.name} has been replaced.",
@@ -84,7 +86,13 @@ async def cancel(context: SetContext, spec: SetSpec, name: str, finished: list[R
         newcomer.take_away(spec, note)
         store.clear_suspicions({s.key: s.serial for s in store.suspicions() if s.copy == note.key})
         store.forget_replacement(name)
-    return _result(spec, note, changed=True).model_copy(update={"cancelled": True})
+        warnings = [away_words(spec, name)] if name in store.absences() and name in spec.copy_names else []
+    return _result(spec, note, changed=True).model_copy(update={"cancelled": True, "warnings": warnings})
+
+
+def away_words(spec: SetSpec, name: str) -> str:
+    """One that missed writes left before the new image came in; another may have been away all the time."""
+    return f"Copy {name} itself is away: 'qorumctl copy rejoin {spec.name} {name}' brings it back."
 
 
 class _Replace:

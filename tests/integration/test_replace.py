@@ -196,6 +196,38 @@ async def test_a_cancelled_one_leaves_the_old_copy_in_place(live_set: LiveSets) 
         await live.sets.replace(NAME, "c")
 
 
+async def test_of_a_copy_that_has_gone_from_the_definition(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await live.create(count=5)
+    await live.start()
+    shadow = live.fill()
+    new = live.images_dir / "new.img"
+    assert cut(live, 50, "copy", "replace", NAME, "e", str(new))
+    await live.sets.stop(NAME)
+    definition = live.directories.config / f"{NAME}.toml"
+    kept, _, _ = definition.read_text().partition('[[copies]]\nname = "d"')
+    definition.write_text(kept.replace("threshold = 3", "threshold = 2"))
+    await live.start(now=True)
+    other = live.images_dir / "other.img"
+    assert (await live.sets.replace(NAME, "c", str(other))).changed
+    result = await live.sets.replace(NAME, "e", None, ReplaceOptions(cancel=True))
+    assert (result.changed, result.cancelled, result.warnings) == (True, True, [])
+    assert not new.exists()
+    await replaced(live, "c", other)
+    await holds(live, shadow)
+
+
+async def test_a_cancelled_one_says_that_the_copy_itself_is_away(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    await running(live)
+    await live.sets.detach(NAME, "c")
+    assert cut(live, 50, "copy", "replace", NAME, "c", str(live.images_dir / "new.img"))
+    result = await live.sets.replace(NAME, "c", None, ReplaceOptions(cancel=True))
+    assert result.warnings == ["Copy c itself is away: 'qorumctl copy rejoin web01 c' brings it back."]
+    await live.sets.rejoin(NAME, "c")
+    assert as_if_nothing_had_been(await standing(live))
+
+
 async def test_too_late_to_cancel(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
