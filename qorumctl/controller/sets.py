@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from qorumctl import definitions
@@ -27,7 +28,7 @@ from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
-from qorumctl.errors import DaemonGoneError, LockedError, RefusedError, StoreError
+from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -131,6 +132,9 @@ class QuorumSets:
         """Stop, then start, under one hold of the lock; refused before the stop where `start` would refuse."""
         context = self._defined(name)
         with context.lock("restart"):
+            with contextlib.suppress(QorumError):
+                # What hinders that, `stop` tells; what is settled may be what would be refused.
+                await succession.settle_leftovers(context)
             vetting.vet_restart(context, context.spec(), takeover=takeover, degraded=degraded)
             stopped = await stopping.stop(context, force=force)
             started = await starting.start(

@@ -82,6 +82,9 @@ async def _start(
         found = await already_up(context)
         return found.model_copy(update={"warnings": [*([lost] if lost else []), *found.warnings]})
     spec = context.spec()
+    if context.pid() is None:
+        # The mark of an old image that had left must not keep the new one out.
+        succession.after_restart(context)
     if silent is None:
         presence = Presence(vet(context, spec, takeover=takeover), {}, frozenset())
     else:

@@ -18,16 +18,15 @@ import contextlib
 from dataclasses import replace
 
 from qorumctl import definitions, identity
-from qorumctl.controller import newcomer, watcher
+from qorumctl.controller import absences, newcomer, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.detaching import flush
+from qorumctl.core.chronicle import Entry
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import DaemonStalledError, QorumError, RefusedError
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import Store
-from qorumctl.store.absent import Absence
-from qorumctl.store.records import now
 from qorumctl.store.replacing import Replacement
 
 
@@ -95,8 +94,8 @@ async def finish(context: SetContext, spec: SetSpec, quorum: QuorumSet, store: S
         store.forget_absence(note.copy, None)
     else:
         # Somebody has taken it out by hand.
-        lost = "it left the quorum unrecorded"
-        store.note_absence(Absence(note.copy, now(), "not in the quorum", left=True, kept=False, lost=lost))
+        mark = absences.mark(spec, note.copy, "not in the quorum", left=True, lost="it left the quorum unrecorded")
+        store.note_absence(mark, Entry.FOUND_OUTSIDE)
     _hand_over_suspicions(store, note)
     mine = {note.key, note.copy}
     await quorum.missed.drop([record.name for record in await quorum.missed.all() if record.copy in mine])
@@ -135,6 +134,10 @@ def after_restart(context: SetContext) -> None:
             if not context.has_succeeded(note):
                 store.note_replacement(replace(note, proven=False))
                 continue
+            mark = store.absences().get(note.copy)
+            if mark is not None and mark.source == note.old_source:
+                # Of the old image, which had left before; any other is of the new one.
+                store.forget_absence(note.copy, None)
             _hand_over_suspicions(store, note)
             store.conclude_replacement(note)
 

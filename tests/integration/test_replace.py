@@ -228,6 +228,26 @@ async def test_a_cancelled_one_says_that_the_copy_itself_is_away(live_set: LiveS
     assert as_if_nothing_had_been(await standing(live))
 
 
+@pytest.mark.parametrize("host_fails", [True, False])
+async def test_the_mark_of_an_old_image_that_had_left_does_not_keep_the_new_one_out(
+    live_set: LiveSets, host_fails: bool
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    new = live.images_dir / "new.img"
+    await live.sets.detach(NAME, "c")
+    write(live, shadow)
+    succeed = "qorumctl.daemon.children:Children.succeed"
+    assert cut(live, 1, "copy", "replace", NAME, "c", str(new), since=succeed)
+    if host_fails:
+        lose_the_daemon(live)
+        await live.start()
+    else:
+        await live.sets.restart(NAME)
+    await replaced(live, "c", new)
+    await holds(live, shadow)
+
+
 async def test_too_late_to_cancel(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
