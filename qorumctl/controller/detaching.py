@@ -263,6 +263,16 @@ async def assembled(context: SetContext, quorum: QuorumSet) -> GraphState:
             remedy=f"Run 'qorumctl start {context.name}'.",
             set_name=context.name,
         )
+    if state.doubled:
+        copy = state.doubled[0]
+        raise RefusedError(
+            f"Two images stand for copy {copy} of {context.name}: the record of the set was lost while the copy was "
+            "being replaced.",
+            remedy=f"Nothing was changed. Run 'qorumctl restart {context.name}': the image that the definition names "
+            "stays.",
+            set_name=context.name,
+            copy=copy,
+        )
     return state
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,8 @@ class GraphState:
 
     `nodes`: all our block nodes. `exports`: ids, those of watches included. `rewriting` and `threshold`: as the
     running quorum has them; None without a quorum, or when QEMU cut its description short (very long paths).
-    `missed`: the records of what copies outside the quorum miss.
+    `missed`: the records of what copies outside the quorum miss. `doubled`: copies of which two images are children,
+    and nothing tells which of them is the newcomer.
     """
 
     copies: tuple[str, ...]
@@ -45,6 +47,7 @@ class GraphState:
     threshold: int | None
     missed: tuple[Record, ...] = ()
     further: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
 
     @property
     def assembled(self) -> bool:
@@ -212,10 +215,10 @@ class QuorumSet:
             settings = _settings(next((node for node in nodes if node["node-name"] == graph.QUORUM), None))
             watches = [name for name in [*bitmaps_of(nodes), *exports] if name.startswith(WATCH_PREFIX)]
         keys = tuple(children_of(await self._run("x-debug-query-block-graph")))
-        copies = tuple(dict.fromkeys(graph.copy_of_key(key) for key in keys if key not in self.newcomers))
+        number = Counter(graph.copy_of_key(key) for key in keys if key not in self.newcomers)
         rewriting, threshold = settings.get("rewrite-corrupted"), settings.get("vote-threshold")
         return GraphState(
-            copies=copies,
+            copies=tuple(number),
             nodes=frozenset(node["node-name"] for node in nodes),
             exports=frozenset(exports),
             watches=frozenset(watches),
@@ -223,6 +226,7 @@ class QuorumSet:
             threshold=None if threshold is None else int(threshold),
             missed=tuple(records_of(nodes)),
             further=tuple(key for key in keys if key in self.newcomers),
+            doubled=tuple(copy for copy, images in number.items() if images > 1),
         )
 
     # -- details

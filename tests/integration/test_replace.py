@@ -248,6 +248,24 @@ async def test_the_mark_of_an_old_image_that_had_left_does_not_keep_the_new_one_
     await holds(live, shadow)
 
 
+async def test_a_record_that_is_lost_on_the_way_leaves_no_two_images_for_one_copy(live_set: LiveSets) -> None:
+    """Without the note nobody could tell them apart: the one would be detached, and the other told to be back."""
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    new = live.images_dir / "new.img"
+    live.dies_at("succession:begin", "copy", "replace", NAME, "c", str(new))
+    for path in live.directories.state_dir(NAME).glob("state.db*"):
+        path.unlink()
+    for work in (live.sets.detach(NAME, "c"), live.sets.rejoin(NAME, "c"), live.sets.replace(NAME, "c", str(new))):
+        with pytest.raises(RefusedError, match="Two images stand for copy c of web01"):
+            await work
+    write(live, shadow)
+    assert (await live.scrub()).outcome == "clean"
+    await live.sets.restart(NAME)
+    assert as_if_nothing_had_been(await standing(live))
+    await holds(live, shadow)
+
+
 async def test_too_late_to_cancel(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
