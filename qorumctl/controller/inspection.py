@@ -54,6 +54,8 @@ class _History:
     replacements: dict[str, Replacement] = field(default_factory=dict)
     suspicions: list[Suspicion] = field(default_factory=list)
     watched: bool | None = None
+    at_work: tuple[int, str] | None = None
+    """The command that holds the set's lock: its pid and purpose."""
     scrub: RunningScrub | None = None
     last: RunSummary | None = None
     counts: Counts = field(default_factory=dict)
@@ -144,7 +146,7 @@ def _history(context: SetContext, pid: int | None) -> _History:
     check_ours(context.state_dir)
     if not context.state_dir.is_dir():
         return history
-    holder = SetLock.held_by(context.state_dir)
+    history.at_work = holder = SetLock.held_by(context.state_dir)
     with context.store(read_only=True) as store:
         history.running_spec = context.running_spec(store)
         history.owner = record.owner(store)
@@ -180,8 +182,10 @@ async def _live(context: SetContext, spec: SetSpec) -> _Live | None:
             return None
         words = error.message if isinstance(error, QorumError) else "The daemon does not answer."
         return _Live(None, stalled=True, problem=words)
-    states = await asyncio.gather(*(asyncio.to_thread(_probe, context, name) for name in graph.copies))
-    return _Live(graph, {name: state for name, state in zip(graph.copies, states, strict=True) if state is not None})
+    # One without an export is changing places, or a command was killed as it did: nobody waits for it.
+    there = [name for name in graph.copies if copy_node(name) in graph.exports]
+    states = await asyncio.gather(*(asyncio.to_thread(_probe, context, name) for name in there))
+    return _Live(graph, {name: state for name, state in zip(there, states, strict=True) if state is not None})
 
 
 def _probe(context: SetContext, name: str) -> CopyState | None:
@@ -206,7 +210,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
     if absence is not None:
         state = CopyState.MISSING
         missed_bytes = _missed_bytes(absence, live, pid)
-        note = _absence_words(absence, live, missed_bytes)
+        note = _absence_words(absence, live, missed_bytes, history.at_work)
     elif live is not None:
         state = CopyState.CURRENT
         if live.graph is not None and live.graph.assembled and name not in live.graph.copies:
@@ -225,7 +229,11 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
             state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {_moment(unwatched.last)}"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
     if (successor := history.replacements.get(name)) is not None:
-        words = f"being replaced by {successor.source.label}: 'qorumctl copy replace {spec.name} {name}' goes on"
+        words = f"being replaced by {successor.source.label}"
+        if history.at_work is not None and history.at_work[1] == "copy replace":
+            words += f", at which process {history.at_work[0]} is"
+        else:
+            words += f": 'qorumctl copy replace {spec.name} {name}' goes on"
         note = f"{note}; {words}" if note else words
     return CopyStatus(
         name=name,
@@ -266,8 +274,12 @@ def _missed_bytes(absence: Absence, live: _Live | None, pid: int | None) -> int 
     return sum(record.count_bytes for record in records) if records else None
 
 
-def _absence_words(absence: Absence, live: _Live | None, missed_bytes: int | None) -> str:
+def _absence_words(
+    absence: Absence, live: _Live | None, missed_bytes: int | None, at_work: tuple[int, str] | None
+) -> str:
     since = f"{absence.why}, away since {_moment(absence.since)}"
+    if at_work is not None and at_work[1] in ({"scrub", "copy rejoin"} if absence.rewrite else {"copy rejoin"}):
+        return f"{since}; process {at_work[0]} ({at_work[1]}) is at it"
     if absence.rewrite:
         since += "; the next scrub brings it back"
     if live is not None and live.graph is not None and absence.copy in live.graph.copies:
@@ -320,7 +332,7 @@ def _judge(
         names = ", ".join(copy.name for copy in copies if copy.state is CopyState.STALLED)
         return SetState.STALLED, f"Copy {names} does not answer; reads and writes of the volume wait for it."
     if (first := history.damage.without_majority) is not None:
-        if missed := sorted({s.copy for s in history.suspicions if s.missed}):
+        if missed := [copy.name for copy in copies if copy.missed_writes]:
             return (
                 SetState.DAMAGED,
                 f"No majority at offset {first.offset} ({first.length} bytes), where copy {', '.join(missed)} does not "
