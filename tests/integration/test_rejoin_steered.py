@@ -18,6 +18,7 @@ from qorumctl.daemon.client import Monitor
 from qorumctl.store import Store
 from tests.integration.absence import as_if_nothing_had_been, standing, write
 from tests.integration.harness import NAME, LiveSet
+from tests.integration.picture import status_of
 from tests.live import MIB, NbdServer, wait_for
 
 pytestmark = pytest.mark.live
@@ -69,6 +70,9 @@ async def test_interrupted_it_leaves_the_copy_away_and_goes_on_later(nbdkit: Nbd
     shadow = await away(nbdkit, live)
     for number, code in ((signal.SIGINT, 130), (signal.SIGINT, 130), (signal.SIGTERM, 1)):
         command = begun(live)
+        note = (await status_of(live.sets)).copies[1].note
+        assert note is not None
+        assert note.endswith(f"; process {command.pid} (copy rejoin) is at it")
         command.send_signal(number)
         _, said = command.communicate(timeout=60)
         assert command.returncode == code

@@ -266,6 +266,23 @@ async def test_a_record_that_is_lost_on_the_way_leaves_no_two_images_for_one_cop
     await holds(live, shadow)
 
 
+async def test_killed_as_the_images_change_places_nobody_is_said_to_hang(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    gone = set()
+    for step in range(3, 9, 2):
+        new = live.images_dir / f"{step}.img"
+        succeed = "qorumctl.daemon.children:Children.succeed"
+        assert cut(live, step, "copy", "replace", NAME, "c", str(new), since=succeed)
+        gone.add("copy-c" not in (await standing(live)).exports)
+        status = await status_of(live.sets)
+        assert (status.state, status.copies[2].state) == ("healthy", "current")
+        assert (await live.sets.replace(NAME, "c")).changed
+        await replaced(live, "c", new)
+    assert True in gone
+    await holds(live, shadow)
+
+
 async def test_too_late_to_cancel(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
