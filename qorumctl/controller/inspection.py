@@ -231,7 +231,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
     if (successor := history.replacements.get(name)) is not None:
         words = f"being replaced by {successor.source.label}"
         if history.at_work is not None and history.at_work[1] == "copy replace":
-            words += f", at which process {history.at_work[0]} is"
+            words += f"; process {history.at_work[0]} is at it"
         else:
             words += f": 'qorumctl copy replace {spec.name} {name}' goes on"
         note = f"{note}; {words}" if note else words

@@ -149,6 +149,8 @@ def _locked(name: str, holder: tuple[int, str]) -> LockedError:
     remedy = "Wait until it ends, and try again."
     if purpose == "scrub":
         remedy = f"Wait until it ends, or run 'qorumctl pause {name}' first."
+    elif pid and purpose in {"copy rejoin", "copy replace"}:
+        remedy = f"Wait until it ends, or interrupt it, with Ctrl-C or 'kill -INT {pid}': repeated, it goes on."
     return LockedError(f"{name} is held by {by}.", remedy=remedy, set_name=name)
 
 

@@ -52,6 +52,15 @@ def test_a_scrub_can_be_paused(directory: Path, holder: subprocess.Popen[str]) -
         SetLock.acquire(directory, purpose="stop")
 
 
+@pytest.mark.parametrize("purpose", ["copy rejoin", "copy replace"])
+def test_what_takes_hours_can_be_interrupted(directory: Path, purpose: str) -> None:
+    with (
+        SetLock.acquire(directory, purpose=purpose),
+        pytest.raises(LockedError, match=rf"'kill -INT {os.getpid()}': repeated, it goes on"),
+    ):
+        SetLock.acquire(directory, purpose="stop")
+
+
 def test_a_killed_holder_holds_nothing(directory: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
