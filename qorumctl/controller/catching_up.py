@@ -179,14 +179,11 @@ class CatchUp:
         """On return the copy lacks only what the one record that stands holds, usually little."""
         export = self._fence.run(self._quorum.children.export_for_resync(self._name))
         socket, limit_s = self._context.runtime.nbd_sock, self._context.timeouts.copy_s
-        who = self._words.who
+        connect = partial(NbdLink, socket, export, who=self._words.who, timeout_s=limit_s, copy=self._words.copy)
         try:
             with ExitStack() as stack:
-                keys = {"who": who, "timeout_s": limit_s, "copy": self._words.copy}
-                link = stack.enter_context(closing(NbdLink(socket, export, **keys)))  # type: ignore[arg-type]
-                status = stack.enter_context(
-                    closing(NbdLink(socket, export, meta_context=ALLOCATION, **keys))  # type: ignore[arg-type]
-                )
+                link = stack.enter_context(closing(connect()))
+                status = stack.enter_context(closing(connect(meta_context=ALLOCATION)))
                 state = self._fence.run(self._quorum.describe())
                 others = [self._bench.reader(stack, name) for name in state.copies]
                 work = Resync(self._words.who, others, self._fence, link, status, self._teller)

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.live import reached
-from qorumctl.controller.observer import ScrubControl, StopReason
+from qorumctl.controller.live import in_a_thread, reached
+from qorumctl.controller.observer import ScrubControl
 from qorumctl.controller.returning import Teller
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.daemon.graph import copy_node
@@ -55,15 +55,7 @@ async def carry_out(
 ) -> T:
     """Under the set's lock, with a monitor that is open throughout."""
     loop = asyncio.get_running_loop()
-    working = asyncio.ensure_future(asyncio.to_thread(work_here, context, spec, quorum, teller, loop, work))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        # The thread goes on whatever happens here: it must end before the caller lets go of lock and monitor.
-        control.stop(StopReason.INTERRUPTED)
-        # Whatever it ends with: asyncio would print an error that nobody has asked for.
-        await asyncio.gather(working, return_exceptions=True)
-        raise
+    return await in_a_thread(control, work_here, context, spec, quorum, teller, loop, work)
 
 
 def work_here(

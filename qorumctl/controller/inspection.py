@@ -12,7 +12,7 @@ from qorumctl.controller.absences import RECORD_LOST
 from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import definition_differs
-from qorumctl.controller.vetting import Look, looks
+from qorumctl.controller.vetting import Look, looks, moment
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.blame import Blame
 from qorumctl.core.ranges import SECTOR_BYTES, Range
@@ -226,7 +226,7 @@ def _copy_status(spec: SetSpec, name: str, history: _History, live: _Live | None
         elif history.uncompared:
             state, note = CopyState.SUSPECT, "not compared since an unclean stop"
         elif unwatched := next((s for s in history.suspicions if s.copy == name), None):
-            state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {_moment(unwatched.last)}"
+            state, note = CopyState.SUSPECT, f"{_MAY_HAVE}: {unwatched.why} before {moment(unwatched.last)}"
     outvoted, unreadable, repaired = history.counts.get(name, (0, 0, 0))
     if (successor := history.replacements.get(name)) is not None:
         words = f"being replaced by {successor.source.label}"
@@ -277,7 +277,7 @@ def _missed_bytes(absence: Absence, live: _Live | None, pid: int | None) -> int 
 def _absence_words(
     absence: Absence, live: _Live | None, missed_bytes: int | None, at_work: tuple[int, str] | None
 ) -> str:
-    since = f"{absence.why}, away since {_moment(absence.since)}"
+    since = f"{absence.why}, away since {moment(absence.since)}"
     if at_work is not None and at_work[1] in ({"scrub", "copy rejoin"} if absence.rewrite else {"copy rejoin"}):
         return f"{since}; process {at_work[0]} ({at_work[1]}) is at it"
     if absence.rewrite:
@@ -295,14 +295,10 @@ def _absence_words(
 def _missed(known: Suspicion) -> str:
     if known.why == record.FORGOTTEN:
         return (
-            f"may have missed a write: {known.why}, seen at {_moment(known.since)}; it has no vote until it is compared"
+            f"may have missed a write: {known.why}, seen at {moment(known.since)}; it has no vote until it is compared"
         )
     often = f", {known.count} reports since" if known.count > 1 else ""
-    return f"has missed a write: {known.why}, first at {_moment(known.since)}{often}"
-
-
-def _moment(time: str) -> str:
-    return f"{time[:19].replace('T', ' ')} UTC"
+    return f"has missed a write: {known.why}, first at {moment(known.since)}{often}"
 
 
 def _judge(

@@ -15,7 +15,17 @@ from typing import Protocol
 from qorumctl.controller.bridge import LiveFence
 from qorumctl.copies.base import CopyReader, observe_by_halving
 from qorumctl.copies.nbd_link import ALLOCATION_ZERO, NbdLink
-from qorumctl.core.ranges import SECTOR_BYTES, Range, align, between, coalesce, intersect, split, subtract
+from qorumctl.core.ranges import (
+    SECTOR_BYTES,
+    Range,
+    align,
+    align_inwards,
+    between,
+    coalesce,
+    intersect,
+    split,
+    subtract,
+)
 from qorumctl.errors import CopyError
 from qorumctl.units import GIB, KIB, MIB
 
@@ -150,14 +160,15 @@ class Resync:
 
     def _worth_reading(self, window: Range) -> list[Range]:
         """All but what this copy and every other report as zero."""
-        zero = [r for r, flags in self._status.status(window) if flags & ALLOCATION_ZERO] if self._has_status() else []
+        zero = (
+            [r for r, flags in self._status.status(window) if flags & ALLOCATION_ZERO]
+            if self._status.has_status()
+            else []
+        )
         for other in self._others:
             zero = intersect(zero, other.zero_ranges(window)) if zero else []
         whole = [align_inwards(r, _BLOCK_BYTES) for r in coalesce(zero)]
         return subtract([window], [r for r in whole if r is not None])
-
-    def _has_status(self) -> bool:
-        return self._status.has_status()
 
     def _copy_piece(self, piece: Range) -> list[Range]:
         data, unknown = self._voted(piece)
@@ -254,9 +265,3 @@ def _batches(ranges: Iterable[Range]) -> Iterator[list[Range]]:
             batch, room = [], _BATCH_BYTES
     if batch:
         yield batch
-
-
-def align_inwards(r: Range, unit_bytes: int) -> Range | None:
-    """The largest range of whole units within `r`."""
-    start, end = -(-r.offset // unit_bytes) * unit_bytes, r.end // unit_bytes * unit_bytes
-    return between(start, end) if start < end else None

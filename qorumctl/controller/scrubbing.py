@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ from qorumctl import definitions
 from qorumctl.controller import suspects, watcher
 from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
+from qorumctl.controller.live import at_rest, in_a_thread, reached
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
 from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.returning import WallClock
@@ -22,8 +24,7 @@ from qorumctl.copies.base import CopyReader
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Cause, Checkpoint, Finding
 from qorumctl.core.progress import Progress
-from qorumctl.core.ranges import SECTOR_BYTES, Range
-from qorumctl.daemon.graph import copy_node
+from qorumctl.core.ranges import Range
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import QorumError, StoreError
 from qorumctl.model.report import Mode, ScrubReport
@@ -79,15 +80,7 @@ async def run(context: SetContext, job: ScrubJob, observer: Observer, control: S
 
     Raises what the daemon, a copy or the store raises; the run is then on record as failed, and can be resumed.
     """
-    loop = asyncio.get_running_loop()
-    working = asyncio.ensure_future(asyncio.to_thread(_run, context, job, observer, control, loop))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        # The engine's thread goes on whatever happens here: it must end before the caller lets go of lock and monitor.
-        control.stop(StopReason.INTERRUPTED)
-        await asyncio.wait([working])
-        raise
+    return await in_a_thread(control, _run, context, job, observer, control, asyncio.get_running_loop())
 
 
 def _run(
@@ -157,24 +150,8 @@ def _engine(
     supervisor: _Supervisor,
     loop: asyncio.AbstractEventLoop,
 ) -> StopReason | None:
-    readers: list[NbdCopy] = []
-
-    def hang_up() -> None:
-        for reader in readers:
-            reader.close()
-
-    def sign_of_life() -> None:
-        for reader in readers:
-            reader.observe(Range(0, SECTOR_BYTES))
-
-    fence: LiveFence | QuietFence = QuietFence()
-    socket = context.runtime.nbd_sock
-    if job.quorum is not None:
-        fence = LiveFence(job.quorum, loop, socket, context.timeouts, job.spec.size, hang_up, sign_of_life)
-    try:
-        for name in job.copies:
-            readers.append(NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s))
-        journal = _CountingJournal(store.journal(record.id), supervisor)
+    journal = _CountingJournal(store.journal(record.id), supervisor)
+    with _copies_and_fence(context, job, loop) as (fence, readers):
         wards: Sequence[CopyReader] = readers
         while True:
             plan = supervisor.follow(_plan(job, store, record))
@@ -184,9 +161,14 @@ def _engine(
             if reason is not StopReason.REPLAN:
                 return reason
             record = store.run(record.id) or record
-    finally:
-        fence.close()
-        hang_up()
+
+
+def _copies_and_fence(
+    context: SetContext, job: ScrubJob, loop: asyncio.AbstractEventLoop
+) -> AbstractContextManager[tuple[LiveFence | QuietFence, list[NbdCopy]]]:
+    if job.quorum is None:
+        return at_rest(context, job.copies)
+    return reached(context, job.spec, job.quorum, loop, job.copies)
 
 
 def _record(store: Store, job: ScrubJob) -> RunRecord:

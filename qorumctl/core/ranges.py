@@ -110,3 +110,9 @@ def align(r: Range, unit_bytes: int, size_bytes: int) -> Range:
     start = r.offset // unit_bytes * unit_bytes
     end = min(size_bytes, -(-r.end // unit_bytes) * unit_bytes)
     return between(start, end)
+
+
+def align_inwards(r: Range, unit_bytes: int) -> Range | None:
+    """The largest range of whole units within `r`; None where there is none."""
+    start, end = -(-r.offset // unit_bytes) * unit_bytes, r.end // unit_bytes * unit_bytes
+    return between(start, end) if start < end else None

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qorumctl.core.ranges import Range, RangeSet, align, between, coalesce, intersect, split, subtract, total_bytes
+from qorumctl.core.ranges import (
+    Range,
+    RangeSet,
+    align,
+    align_inwards,
+    between,
+    coalesce,
+    intersect,
+    split,
+    subtract,
+    total_bytes,
+)
 
 ranges = st.builds(Range, st.integers(0, 60), st.integers(1, 20))
 some = st.lists(ranges, max_size=8)
@@ -98,6 +109,12 @@ def test_split_cuts_at_multiples_and_nowhere_else(of: list[Range], most: int) ->
 def test_align_is_the_smallest_range_of_whole_units(r: Range, unit: int, size: int) -> None:
     touched = {at // unit for at in bytes_of([r])}
     assert bytes_of([align(r, unit, size)]) == {at for at in range(size) if at // unit in touched}
+
+
+def test_align_inwards_keeps_whole_units_only() -> None:
+    assert align_inwards(Range(1000, 8192), 4096) == Range(4096, 4096)
+    assert align_inwards(Range(4096, 8192), 4096) == Range(4096, 8192)
+    assert align_inwards(Range(1000, 7000), 4096) is None
 
 
 def test_align_stops_at_the_end_of_the_disk() -> None:
