@@ -37,6 +37,20 @@ def wait_for(condition: Callable[[], Any], what: str, *, deadline_s: float = DEA
     return value
 
 
+def below(*roots: Path) -> dict[Path, os.stat_result]:
+    """What lies below these directories, by path. A running set's files come and go: one that has gone is left out.
+
+    SQLite removes its -wal and -shm with the last connection, and every look at a set is one; a watcher writes anew.
+    """
+    found = {}
+    for root in roots:
+        for directory, names, files in os.walk(root):
+            for path in (Path(directory, name) for name in (*names, *files)):
+                with contextlib.suppress(FileNotFoundError):
+                    found[path] = path.lstat()
+    return found
+
+
 def end_watcher(state_directory: Path) -> None:
     """The one that `start` began for the set whose state is there, if it lives."""
     for _ in range(2):
@@ -98,8 +112,7 @@ class NbdServer:
         """From now on it answers nothing, as storage that hangs."""
         self._process.send_signal(signal.SIGSTOP)
         # A thread that runs on another processor stops a moment later.
-        threads = list(Path(f"/proc/{self._process.pid}/task").iterdir())
-        wait_for(lambda: all(" T " in (thread / "stat").read_text() for thread in threads), "a stopped server")
+        wait_for(lambda: _stopped(self._process.pid), "a stopped server")
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
@@ -120,6 +133,14 @@ class NbdServer:
             self._process.wait(_ENDS_S)
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def _stopped(pid: int) -> bool:
+    """All of its threads; one may end as they are listed."""
+    try:
+        return all(" T " in (thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def faulty_server(

@@ -23,7 +23,7 @@ from qorumctl.paths import Directories
 from qorumctl.store import SetLock
 from tests.hostile.people import NOBODY, as_nobody, needs_root, program
 from tests.integration.harness import NAME, LiveSet
-from tests.live import MIB, end_watcher, wait_for
+from tests.live import MIB, below, end_watcher, wait_for
 
 pytestmark = pytest.mark.live
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
@@ -49,8 +49,7 @@ def rights(*roots: Path) -> dict[str, str]:
     """Every file and directory below: its kind and mode, `s600`, by its path without what differs from run to run."""
     found = {}
     for root in roots:
-        for path in [root, *root.rglob("*")]:
-            facts = path.lstat()
+        for path, facts in {root: root.lstat(), **below(root)}.items():
             kind = "s" if stat.S_ISSOCK(facts.st_mode) else "d" if stat.S_ISDIR(facts.st_mode) else "f"
             assert not stat.S_ISLNK(facts.st_mode)
             found[f"{root.name}/{path.relative_to(root)}"] = f"{kind}{stat.S_IMODE(facts.st_mode):03o}"
@@ -81,8 +80,7 @@ def check(config: Path, state: Path, runtime: Path, images: Path, uid: int, *, n
         files = [mode for mode in found.values() if mode.startswith("f")]
         # The daemon makes its pidfile 0644 less the umask that it was given.
         assert {mode[-2:] for mode in files} <= {"00"}
-    every = [path for root in (state / NAME, runtime / NAME, images) for path in root.rglob("*")]
-    assert {path.lstat().st_uid for path in every} == {uid}
+    assert {facts.st_uid for facts in below(state / NAME, runtime / NAME, images).values()} == {uid}
 
 
 @needs_root
@@ -101,8 +99,7 @@ def test_of_an_ordinary_user(home: Path, umask: int) -> None:
             pytest.skip("an ordinary user cannot run this checkout")
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         check(*places)
-    for path in home.rglob("*"):
-        assert path.lstat().st_uid == NOBODY
+    assert {facts.st_uid for facts in below(home).values()} == {NOBODY}
 
 
 @needs_root
@@ -204,4 +201,4 @@ async def test_root_takes_no_part_in_a_set_of_somebody_else(home: Path) -> None:
     (status,) = (await sets.status()).sets
     assert status.state == "failed"
     assert SetLock.held_by(home / ".local/state/qorum" / NAME) is None
-    assert {path.lstat().st_uid for path in home.rglob("*")} == {NOBODY}
+    assert {facts.st_uid for facts in below(home).values()} == {NOBODY}

@@ -104,6 +104,11 @@ class LiveSet:
     def contents(self, copy: str) -> bytes:
         return self.image(copy).read_bytes()
 
+    def lose_the_state(self) -> None:
+        """Its database is gone, as on a host that lost /var. A watcher at work may take SQLite's files itself."""
+        for suffix in ("", "-wal", "-shm"):
+            (self.directories.state_dir(NAME) / f"state.db{suffix}").unlink(missing_ok=True)
+
     def equal_to(self, shadow: bytes | bytearray) -> dict[str, bool]:
         """Copy -> whether its raw image holds exactly this."""
         return {copy: self.contents(copy) == bytes(shadow) for copy in "abcdefghi"[: len(self.sources)]}

@@ -19,6 +19,7 @@ from qorumctl.errors import QorumError
 from qorumctl.model.status import SetStatus
 from qorumctl.store import SetLock
 from tests.integration.harness import NAME, LiveSet
+from tests.live import below
 
 
 def picture(live: LiveSet) -> dict[str, object]:
@@ -56,9 +57,8 @@ def listing(live: LiveSet) -> list[tuple[str, str]]:
     """Path and mode of everything that a set has on disk. SQLite's own files come and go."""
     directories = live.directories
     roots = (directories.config, directories.state, directories.runtime, live.images_dir)
-    paths = sorted(path for root in roots for path in root.rglob("*") if not path.name.startswith("state.db-"))
-    # What was there a moment ago may have gone: a watcher's temporary file.
-    return [(str(path), oct(path.lstat().st_mode)) for path in paths if path.exists()]
+    found = below(*roots).items()
+    return sorted((str(path), oct(facts.st_mode)) for path, facts in found if not path.name.startswith("state.db-"))
 
 
 def _facts(path: Path) -> tuple[object, ...]:

@@ -69,8 +69,7 @@ async def test_a_stale_copy_is_left_out_though_local_state_was_lost(live_set: Li
     await live.sets.detach(NAME, "b")
     write(live, shadow)
     lose_the_daemon(live)
-    for path in live.directories.state_dir(NAME).glob("state.db*"):
-        path.unlink()
+    live.lose_the_state()
     with pytest.raises(RefusedError, match=r"Copy b .* has missed writes"):
         await live.start()
     await live.sets.start(NAME, degraded=True)

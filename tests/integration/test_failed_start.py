@@ -20,7 +20,7 @@ from qorumctl.controller.options import Timeouts
 from qorumctl.errors import QorumError
 from tests.integration.harness import NAME, LiveSet
 from tests.integration.picture import refused, status_of
-from tests.live import MIB, NbdServer, wait_for
+from tests.live import MIB, NbdServer, below, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -275,8 +275,8 @@ async def test_a_device_of_another_length(live_set: LiveSets, big_blocks: Callab
 @pytest.mark.parametrize("group", ["", "daemon"])
 async def test_rights_do_not_depend_on_the_umask(live_set: LiveSets, short_dir: Path, mask: int, group: str) -> None:
     live = live_set()
-    for name, below in (("config", "c2/qorum/sets"), ("state", "s2/qorum"), ("runtime", "r2/qorum")):
-        object.__setattr__(live.directories, name, short_dir / below)
+    for name, place in (("config", "c2/qorum/sets"), ("state", "s2/qorum"), ("runtime", "r2/qorum")):
+        object.__setattr__(live.directories, name, short_dir / place)
     before = os.umask(mask)
     try:
         await live.create(format="qcow2")
@@ -296,7 +296,7 @@ async def test_rights_do_not_depend_on_the_umask(live_set: LiveSets, short_dir: 
     assert {mode_of(Path(path)) for path in live.sources} == {0o600}
     assert {mode_of(identity.sidecar_path(path)) for path in live.sources} == {0o600}
     assert mode_of(d.state_dir(NAME)) == 0o700
-    assert {mode_of(path) for path in d.state_dir(NAME).iterdir()} == {0o600}
+    assert {facts.st_mode & 0o777 for facts in below(d.state_dir(NAME)).values()} == {0o600}
     sockets = {path.name: mode_of(path) for path in live.runtime.sockets}
     assert sockets == {
         "control.sock": 0o600,

@@ -26,7 +26,7 @@ from qorumctl.store import SetLock, records
 from tests.integration.harness import NAME, SECTOR, LiveSet, Writers
 from tests.integration.picture import nothing_changes
 from tests.integration.test_watch import AT, NEW, OLD, known_to_have_missed, started, status, write
-from tests.live import MIB, NbdServer, wait_for
+from tests.live import MIB, NbdServer, end_watcher, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -278,7 +278,6 @@ def pipe(path: Path) -> None:
 
 def quiet(live: LiveSet) -> Path:
     """The database as one file, with nobody at it."""
-    from tests.live import end_watcher
 
     end_watcher(live.directories.state_dir(NAME))
     path = state(live)
@@ -442,6 +441,7 @@ async def test_a_set_that_was_stopped_in_order_starts_without_its_record(live_se
     live = live_set(size_bytes=4 * MIB)
     await running(live, size_bytes=4 * MIB)
     await live.sets.stop(NAME)
+    end_watcher(live.directories.state_dir(NAME))
     shutil.rmtree(live.directories.state_dir(NAME))
     found = await status(live)
     assert (found.state, found.reason) == (

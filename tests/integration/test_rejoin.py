@@ -108,8 +108,7 @@ async def test_while_the_others_are_in_doubt_it_says_so_and_a_scrub_helps(live_s
     shadow = await running(live)
     await live.sets.detach(NAME, "b")
     with Writers(live, shadow, Range(0, SIZE), seed=3, count=2):
-        for path in live.directories.state_dir(NAME).glob("state.db*"):
-            path.unlink()
+        live.lose_the_state()
         with pytest.raises(RefusedError, match="copy a, c has missed a write and does not count") as caught:
             await live.sets.rejoin(NAME, "b")
     assert "Run 'qorumctl scrub web01'" in (caught.value.remedy or "")

@@ -254,8 +254,7 @@ async def test_a_record_that_is_lost_on_the_way_leaves_no_two_images_for_one_cop
     shadow = await running(live)
     new = live.images_dir / "new.img"
     live.dies_at("succession:begin", "copy", "replace", NAME, "c", str(new))
-    for path in live.directories.state_dir(NAME).glob("state.db*"):
-        path.unlink()
+    live.lose_the_state()
     for work in (live.sets.detach(NAME, "c"), live.sets.rejoin(NAME, "c"), live.sets.replace(NAME, "c", str(new))):
         with pytest.raises(RefusedError, match="Two images stand for copy c of web01"):
             await work
