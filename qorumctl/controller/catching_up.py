@@ -308,7 +308,7 @@ class CatchUp:
             rewriting=self._rewriting,
             within=Range(0, self._spec.size),
             now=now,
-            stale=suspects.stale(self._store, self._spec) | {self._name},
+            stale=suspects.stale(self._store, self._spec),
         )
         with ExitStack() as stack:
             readers = [self._bench.reader(stack, name) for name in names]

@@ -7,16 +7,15 @@ confirmed as in invariant 5, and outvoted without counting the copy that comes b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from qorumctl.controller.bridge import LiveFence
 from qorumctl.copies.base import CopyReader
 from qorumctl.core.ranges import Range, coalesce, split, total_bytes
 from qorumctl.core.vote import NoMajority, Outvoted
 from qorumctl.scrub.confirm import Confirmer
 from qorumctl.scrub.evidence import ObservedRun
 from qorumctl.scrub.plan import ScrubPlan
-from qorumctl.scrub.ports import StopReason
+from qorumctl.scrub.ports import Fence, StopReason
 
 _ROUNDS = 12
 _HEALS = 3
@@ -57,12 +56,13 @@ class _Patient:
 def settle(
     copy: str,
     readers: Sequence[CopyReader],
-    fence: LiveFence,
+    fence: Fence,
     plan: ScrubPlan,
     ranges: Iterable[Range],
     moved: Callable[[int], None],
 ) -> Settlement:
-    """`plan.stale` holds the copy. With `plan.repair` what it holds wrongly is healed."""
+    """With `plan.repair` what `copy` holds wrongly is healed. It is compared and never counted, whatever its marks."""
+    plan = replace(plan, stale=plan.stale | {copy})
     confirmer = Confirmer(readers, fence, plan, _Patient())
     found = Settlement()
     done = 0
@@ -74,7 +74,7 @@ def settle(
 
 
 def _settle(
-    copy: str, confirmer: Confirmer, fence: LiveFence, plan: ScrubPlan, batch: list[Range], found: Settlement
+    copy: str, confirmer: Confirmer, fence: Fence, plan: ScrubPlan, batch: list[Range], found: Settlement
 ) -> None:
     left, heals, wrong = batch, 0, list[Range]()
     for _ in range(_ROUNDS):

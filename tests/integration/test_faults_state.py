@@ -278,7 +278,6 @@ def pipe(path: Path) -> None:
 
 def quiet(live: LiveSet) -> Path:
     """The database as one file, with nobody at it."""
-
     end_watcher(live.directories.state_dir(NAME))
     path = state(live)
     with sqlite3.connect(path) as connection:
