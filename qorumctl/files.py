@@ -94,12 +94,15 @@ def remove_temporary(path: Path) -> None:
         temporary_of(path).unlink()
 
 
-def write_atomically(path: Path, content: bytes, mode: int, *, group: int | None = None) -> None:
+def write_atomically(
+    path: Path, content: bytes, mode: int, *, group: int | None = None, temporary: Path | None = None
+) -> None:
     """Replaces `path`: after a crash at any instant it holds the old content or the new, and never a part of it.
 
-    `mode` is set whatever the umask says; `group`, a gid, where one is given.
+    `mode` is set whatever the umask says; `group`, a gid, where one is given. `temporary`: a name in the same directory
+    that is the caller's alone, where no lock keeps writers apart.
     """
-    temporary = temporary_of(path)
+    temporary = temporary or temporary_of(path)
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -19,11 +19,13 @@ SERVICE_USER = "qorum"
 
 @dataclass(frozen=True)
 class Directories:
-    """`config` holds `NAME.toml`, `state` and `runtime` hold one directory per set."""
+    """`config` holds `NAME.toml`, `state` and `runtime` hold one directory per set; `textfile`, where there is one, the
+    metrics of each. That one is not checked here: nothing may fail for the sake of metrics."""
 
     config: Path
     state: Path
     runtime: Path
+    textfile: Path | None = None
 
     def definition_path(self, name: str) -> Path:
         return self.config / f"{_checked(name)}.toml"
@@ -49,6 +51,7 @@ def directories(environment: Mapping[str, str] | None = None) -> Directories:
         config=overrides["QORUM_CONFIG_DIR"] or config,
         state=overrides["QORUM_STATE_DIR"] or state,
         runtime=overrides["QORUM_RUNTIME_DIR"] or runtime,
+        textfile=Path(textfile) if (textfile := env.get("QORUM_TEXTFILE_DIR")) else None,
     )
 
 

@@ -31,6 +31,14 @@ def test_root_uses_the_system_s_directories_whatever_xdg_says() -> None:
     assert found.runtime_dir("web01") == Path("/run/qorum/web01")
 
 
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(("value", "found"), [("/m", Path("/m")), ("relative", Path("relative")), ("", None)])
+def test_the_directory_for_metrics_is_taken_as_it_is_named(value: str, found: Path | None) -> None:
+    """A wrong one must not keep anything from being done: whoever writes there warns."""
+    assert directories({"QORUM_TEXTFILE_DIR": value}).textfile == found
+    assert directories({}).textfile is None
+
+
 def test_the_user_qorum_shares_them(ordinary: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "_user_name", lambda: "qorum")
     assert directories({}).state == Path("/var/lib/qorum")

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "qemu": {"daemon.client"},
     "nbd": {"copies"},
+    "prometheus_client": {"controller.metrics"},
     "pydantic": {"model"} | FILES,
     "tomlkit": {"definitions"},
     "typer": {"cli"},

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli import copy, exit_codes, scrub, sets, tools, watch
+from qorumctl.cli import copy, exit_codes, metrics, scrub, sets, tools, watch
 from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 for _command in (
     sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
-    scrub.scrub, scrub.pause, scrub.cancel, scrub.report, scrub.history, watch.watch,
+    scrub.scrub, scrub.pause, scrub.cancel, scrub.report, scrub.history, watch.watch, metrics.metrics,
     tools.attach, tools.doctor, tools.qmp, tools.schema,
 ):  # fmt: skip
     app.command(name=_command.__name__.removesuffix("_sets"))(_command)

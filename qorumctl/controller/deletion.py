@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qorumctl import identity, image_use
-from qorumctl.controller import interrupted, newcomer, watcher
+from qorumctl.controller import interrupted, newcomer, textfile, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import end_leftover
 from qorumctl.controller.vetting import foreign
@@ -47,6 +47,8 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
     for note in notes:
         if not context.has_succeeded(note):
             newcomer.take_away(spec, note if images_too else replace(note, created=False))
+    if (warning := await textfile.remove(context)) is not None:
+        warnings.append(warning)
     forget_history(context)
     _unlink(temporary_of(context.definition_path))
     _unlink(context.definition_path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from qorumctl import definitions
 from qorumctl.controller import (
@@ -21,6 +22,7 @@ from qorumctl.controller import (
     starting,
     stopping,
     succession,
+    textfile,
     vetting,
     watching,
 )
@@ -28,7 +30,7 @@ from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
-from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError
+from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError, UsageError
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -42,6 +44,7 @@ from qorumctl.model.status import (
     StatusReport,
 )
 from qorumctl.paths import Directories, check_ours, directories
+from qorumctl.store import SetLock
 
 
 class QuorumSets:
@@ -71,7 +74,7 @@ class QuorumSets:
     ) -> Result:
         """Makes images, or adopts equal ones (`observer` follows the comparison), and writes the definition."""
         context = self._context(name)
-        with context.lock("create") as lock:
+        async with _at_work(context, "create") as lock:
             try:
                 return await creation.create(context, sources, options, observer or Silent(), control or ScrubControl())
             except RefusedError:
@@ -99,15 +102,16 @@ class QuorumSets:
                 raise
             result = await starting.already_up(context)
         else:
-            with lock:
-                result = await starting.start(
-                    context,
-                    now=now,
-                    takeover=takeover,
-                    degraded=degraded,
-                    observer=observer or Silent(),
-                    control=control or ScrubControl(),
-                )
+            async with textfile.published(context):
+                with lock:
+                    result = await starting.start(
+                        context,
+                        now=now,
+                        takeover=takeover,
+                        degraded=degraded,
+                        observer=observer or Silent(),
+                        control=control or ScrubControl(),
+                    )
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
     async def stop(self, name: str, *, force: bool = False) -> Result:
@@ -115,7 +119,7 @@ class QuorumSets:
         context = self._context(name)
         if context.pid() is None:
             context.spec()
-        with context.lock("stop"):
+        async with _at_work(context, "stop"):
             return await stopping.stop(context, force=force)
 
     async def restart(
@@ -131,8 +135,8 @@ class QuorumSets:
     ) -> Result:
         """Stop, then start, under one hold of the lock; refused before the stop where `start` would refuse."""
         context = self._defined(name)
-        with context.lock("restart"):
-            with contextlib.suppress(QorumError):
+        async with _at_work(context, "restart"):
+            with suppress(QorumError):
                 # What hinders that, `stop` tells; what is settled may be what would be refused.
                 await succession.settle_leftovers(context)
             vetting.vet_restart(context, context.spec(), takeover=takeover, degraded=degraded)
@@ -172,6 +176,28 @@ class QuorumSets:
         contexts = [self._context(name) for name in names or self.names()]
         look = inspection.status if names else inspection.status_at_all_costs
         return StatusReport(sets=await asyncio.gather(*map(look, contexts)))
+
+    async def metrics(self, names: Sequence[str] = ()) -> str:
+        """What Prometheus reads, in its text format; of the named sets, or of all. One that cannot be told is `failed`:
+        only a name that nothing is defined for raises DefinitionError."""
+        from qorumctl.controller import metrics
+
+        contexts = [self._context(name) for name in names or self.names()]
+        for context in contexts:
+            if not context.is_defined():
+                context.spec()
+        return metrics.text(await asyncio.gather(*map(metrics.observe, contexts)))
+
+    async def write_metrics(self, path: Path, names: Sequence[str] = ()) -> None:
+        """Replaces `path` (absolute) by them. Raises StoreError as well."""
+        if path.parent == self._directories.textfile:
+            raise UsageError(
+                f"{path.parent} is QORUM_TEXTFILE_DIR, where each set has a file already.",
+                remedy="Use one of the two: node_exporter refuses metrics that it meets twice.",
+                path=str(path),
+            )
+        text = await self.metrics(names)
+        textfile.write(path, text)
 
     def show(self, name: str) -> ShowReport:
         context = self._context(name)
@@ -222,7 +248,7 @@ class QuorumSets:
     ) -> ScrubReport:
         """Resumes an unfinished run of the same kind, or begins a new one. Returns its report, finished or not."""
         context = self._defined(name)
-        with context.lock("scrub"):
+        async with _at_work(context, "scrub"):
             return await scrub_commands.scrub(context, options, observer or Silent(), control or ScrubControl())
 
     async def pause(self, name: str) -> ScrubReport:
@@ -238,7 +264,7 @@ class QuorumSets:
     async def detach(self, name: str, copy: str, *, force: bool = False) -> CopyResult:
         """Takes a copy out of a running set. `force`: one that hangs, as far as QEMU allows."""
         context = self._defined(name)
-        with context.lock("copy detach"):
+        async with _at_work(context, "copy detach"):
             await succession.settle_leftovers(context)
             spec = self._running(context)
             record.secure_aloud(context, spec, None)
@@ -256,7 +282,7 @@ class QuorumSets:
     ) -> CopyResult:
         """Brings a copy that is away up to date and back. `full`: compares all of it, whatever is on record."""
         context = self._defined(name)
-        with context.lock("copy rejoin"):
+        async with _at_work(context, "copy rejoin"):
             await succession.settle_leftovers(context)
             spec = self._running(context)
             record.secure_aloud(context, spec, None)
@@ -282,7 +308,7 @@ class QuorumSets:
     ) -> CopyResult:
         """Another image takes a copy's place while the set runs. Without `source`: goes on with an unfinished one."""
         context, options = self._defined(name), options or ReplaceOptions()
-        with context.lock("copy replace"):
+        async with _at_work(context, "copy replace"):
             finished = await succession.settle_leftovers(context)
             if options.cancel:
                 spec = serving.spec_in_force(context) if context.pid() is not None else context.spec()
@@ -323,3 +349,11 @@ class QuorumSets:
         context = self._context(name)
         context.spec()
         return context
+
+
+@asynccontextmanager
+async def _at_work(context: SetContext, purpose: str) -> AsyncIterator[SetLock]:
+    """Under the set's lock; its metrics are written anew once it is free."""
+    async with textfile.published(context):
+        with context.lock(purpose) as lock:
+            yield lock

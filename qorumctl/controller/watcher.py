@@ -143,6 +143,10 @@ def _launch(context: SetContext) -> subprocess.Popen[bytes]:
         "QORUM_STATE_DIR": str(directories.state),
         "QORUM_RUNTIME_DIR": str(directories.runtime),
     }
+    # Not what the caller's environment says: the set may be one of a demonstration, which has none.
+    environment.pop("QORUM_TEXTFILE_DIR", None)
+    if directories.textfile is not None:
+        environment["QORUM_TEXTFILE_DIR"] = str(directories.textfile)
     home = Path(qorumctl.__file__).resolve().parents[1]
     if home.name not in {"site-packages", "dist-packages"}:
         # A checkout that is run in place: the new process has another working directory.

@@ -13,10 +13,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from qorumctl.controller import suspects, watcher
+from qorumctl.controller import suspects, textfile, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.log_files import trim
 from qorumctl.daemon import process
@@ -37,6 +37,9 @@ _IDLE_S = 30.0
 """A watcher that `start` began ends when there has been no daemon for so long: the next `start` begins another."""
 _GONE_S = 5.0
 _UPKEEP_EVERY_S = 5.0
+_PUBLISH_EVERY_S = 60.0
+_PUBLISH_STALLED_EVERY_S = 300.0
+"""Metrics. To look is to read a sector of each copy, and one that hangs keeps each of these requests."""
 _STORE_TRIES = 5
 _STORE_RETRY_S = 1.0
 _DROPS_WITHIN_S = 1.2 * THROTTLE_S
@@ -85,9 +88,17 @@ class _Watch:
     context: SetContext
     audience: Audience
     detached: bool
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Until it is cancelled, the set is deleted, or (`detached`) there is no daemon for long."""
+        publishing = asyncio.ensure_future(self._publish())
+        try:
+            await self._run()
+        finally:
+            publishing.cancel()
+
+    async def _run(self) -> None:
         await self._noting(lambda store: watcher.note_listening(store, None))
         idle_since_s = time.monotonic()
         while self.context.is_defined():
@@ -123,6 +134,7 @@ class _Watch:
                 await self._unwatched(watcher.UNHEARD)
             await self._noting(lambda store: watcher.note_listening(store, pid))
             self.audience.note(f"Listening to the daemon of {self.context.name} (pid {pid}).")
+            self._changed.set()
             heard_all = False
             upkeep = asyncio.ensure_future(self._keep_up(pid))
             try:
@@ -144,6 +156,7 @@ class _Watch:
                         watcher.note_listening(store, None)
             ended = "has ended" if heard_all else "no longer talks to us"
             self.audience.note(f"The daemon of {self.context.name} (pid {pid}) {ended}.")
+            self._changed.set()
 
     def _was_served(self, exports: Collection[str]) -> bool:
         """Whether guests may have written before we listened. A stop that was killed has withdrawn the volume already:
@@ -190,6 +203,19 @@ class _Watch:
                     raise
                 self.audience.note(str(error))
                 await asyncio.sleep(_STORE_RETRY_S)
+
+    async def _publish(self) -> None:
+        """Metrics, now and then, and when a daemon comes or goes. A warning is told once, not each minute."""
+        told = None
+        while textfile.path_of(self.context) is not None:
+            warning, stalled = await textfile.publish(self.context)
+            if warning not in {None, told}:
+                self.audience.note(f"qorumctl: warning: {warning}")
+            told = warning
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PUBLISH_STALLED_EVERY_S if stalled else _PUBLISH_EVERY_S):
+                    await self._changed.wait()
+            self._changed.clear()
 
     async def _keep_up(self, pid: int) -> None:
         runtime = self.context.runtime

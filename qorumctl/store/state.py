@@ -19,7 +19,7 @@ from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import absent, chronicle, faults, journal, replacing, reports, suspicions
+from qorumctl.store import absent, chronicle, faults, journal, replacing, reports, suspicions, totals
 from qorumctl.store.absent import Absence
 from qorumctl.store.chronicle import Chapter
 from qorumctl.store.database import FILE_NAME, Database
@@ -27,6 +27,7 @@ from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_r
 from qorumctl.store.replacing import Replacement
 from qorumctl.store.reports import OpenDamage, OpenFinding
 from qorumctl.store.suspicions import Suspicion
+from qorumctl.store.totals import ScrubTotals
 
 _MOST_EVENTS = 10_000
 """A copy that fails each write adds one event a second (QEMU's throttle): three hours of it, in 2 MB."""
@@ -294,6 +295,10 @@ class Store:
     def open_findings(self) -> Iterator[OpenFinding]:
         """The same, one after the other."""
         return reports.open_findings(self._database)
+
+    def scrub_totals(self) -> ScrubTotals:
+        """Sums over all runs, for metrics."""
+        return totals.scrub_totals(self._database)
 
     # Events and marks.
 

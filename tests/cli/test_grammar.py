@@ -53,6 +53,10 @@ def run(*arguments: str) -> int:
             "scrub w --transport shm",
             "This build cannot read copies through shared memory. Leave --transport out, or use nbd.",
         ),
+        (
+            "metrics --textfile /x/qorum.txt",
+            "/x/qorum.txt does not end in .prom. node_exporter reads no other files: rename it.",
+        ),
         ("scrub w --rate 0", "A rate of 0 would never finish. Leave the rate out for no limit."),
         (
             "scrub w --range 512",
@@ -218,3 +222,19 @@ def test_help_does_not_load_what_it_does_not_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_metrics_of_a_set_that_cannot_be_told_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (run("metrics"), capsys.readouterr().out) == (0, "")
+    (tmp_path / "config").mkdir(mode=0o700)
+    (tmp_path / "config" / "w.toml").write_text("no definition")
+    file = tmp_path / "all.prom"
+    assert run("metrics", "w") == 0
+    assert 'qorum_set_state{set="w",state="failed"} 1.0\n' in capsys.readouterr().out
+    assert run("metrics", "--textfile", str(file)) == 0
+    assert capsys.readouterr().out == ""
+    assert 'qorum_set_state{set="w",state="failed"} 1.0\n' in file.read_text()
+    assert run("metrics", "nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert run("metrics", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["message"] == "Metrics are text for Prometheus, not JSON."

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/safety.md")
+DOCUMENTS = ("README.md", "docs/architecture.md", "docs/metrics.md", "docs/safety.md")
 _MARK = "@@end-of-command@@"
 _DEADLINE_S = 120
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
