@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo check test soak schemas clean
+.PHONY: help venv demo check test soak schemas man clean
 
 PYTHON := .venv/bin/python
 # More than eight daemons at a time gain nothing and crowd a shared machine.
@@ -26,13 +26,15 @@ demo: ## run the main job on a real set in a temporary directory (DEMO_ARGS=--ke
 	@.ci/setup run
 	.venv/bin/qorumctl demo $(DEMO_ARGS)
 
-check: ## ruff, mypy, schema drift, import direction
+check: ## ruff, mypy, drift of schemas and man pages, import direction
 	@.ci/setup check
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	@rm -rf build/schemas && $(PYTHON) -m qorumctl.model.schema --write build/schemas
 	@diff -ru schemas build/schemas || { echo "schemas/ does not fit the models: run 'make schemas'" >&2; exit 1; }
+	@rm -rf build/man && $(PYTHON) -m qorumctl.cli.man --write build/man
+	@diff -ru man build/man || { echo "man/ does not fit the program: run 'make man'" >&2; exit 1; }
 	$(PYTHON) -m pytest -q tests/test_project.py
 
 test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote' the tests)
@@ -47,6 +49,11 @@ schemas: ## write schemas/*.json anew from the models
 	@.ci/setup run
 	rm -f schemas/*.json
 	$(PYTHON) -m qorumctl.model.schema --write schemas
+
+man: ## write man/ anew from the commands and the models
+	@.ci/setup run
+	rm -f man/*
+	$(PYTHON) -m qorumctl.cli.man --write man
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,7 +11,7 @@ from qorumctl.core.ranges import Range
 from qorumctl.errors import UsageError
 
 _MOST_S = 86400.0
-_VARIABLES = {
+VARIABLES = {
     "QORUM_TIMEOUT_COPY": "copy_s",
     "QORUM_TIMEOUT_DRAIN": "drain_s",
     "QORUM_TIMEOUT_HEAL": "heal_s",
@@ -46,7 +46,7 @@ class Timeouts:
     def from_environment(cls, env: Mapping[str, str] | None = None) -> Self:
         """QORUM_TIMEOUT_COPY=90 is `copy_s` 90. Raises UsageError for what is no number of seconds."""
         env = os.environ if env is None else env
-        return cls(**{field: _seconds(name, env[name]) for name, field in _VARIABLES.items() if env.get(name)})
+        return cls(**{field: _seconds(name, env[name]) for name, field in VARIABLES.items() if env.get(name)})
 
 
 def _seconds(name: str, text: str) -> float:

@@ -123,9 +123,9 @@ class Strict(BaseModel):
 class FileSource(Strict):
     """An image file. Its format is stated, never probed: a guest could write a qcow2 header into a raw disk."""
 
-    type: Literal["file"] = "file"
-    path: AbsolutePath
-    format: Literal["raw", "qcow2"] = "raw"
+    type: Literal["file"] = Field("file", description='"file".')
+    path: AbsolutePath = Field(description="An absolute path.")
+    format: Literal["raw", "qcow2"] = Field("raw", description='"raw" or "qcow2" (without a backing file).')
 
     @property
     def label(self) -> str:
@@ -135,9 +135,9 @@ class FileSource(Strict):
 class DeviceSource(Strict):
     """A block device. No sidecar: that nobody else uses it is the management stack's duty."""
 
-    type: Literal["device"] = "device"
-    path: AbsolutePath
-    format: Literal["raw"] = "raw"
+    type: Literal["device"] = Field("device", description='"device".')
+    path: AbsolutePath = Field(description="An absolute path, best one that stays the same: /dev/disk/by-id/...")
+    format: Literal["raw"] = Field("raw", description='"raw".')
 
     @property
     def label(self) -> str:
@@ -147,9 +147,11 @@ class DeviceSource(Strict):
 class NbdSource(Strict):
     """An NBD export: `nbd://HOST[:PORT]/EXPORT`, `nbds://...?tls-certificates=DIR`, `nbd+unix:///EXPORT?socket=PATH`."""
 
-    type: Literal["nbd"] = "nbd"
-    uri: str
-    format: Literal["raw"] = "raw"
+    type: Literal["nbd"] = Field("nbd", description='"nbd".')
+    uri: str = Field(
+        description="nbd://HOST[:PORT]/EXPORT, nbds://...?tls-certificates=DIR, or nbd+unix:///EXPORT?socket=PATH."
+    )
+    format: Literal["raw"] = Field("raw", description='"raw".')
 
     @property
     def label(self) -> str:
@@ -214,16 +216,20 @@ Source = Annotated[FileSource | DeviceSource | NbdSource, Field(discriminator="t
 class CopySpec(Strict):
     """One copy. `cache = "none"` reads the medium, not the page cache (O_DIRECT)."""
 
-    name: CopyName
-    source: Source
-    cache: Literal["none", "writeback"] = "none"
+    name: CopyName = Field(description="1 to 12 of a-z, 0-9, '_', '-', a letter or digit first.")
+    source: Source = Field(description="Where it is: a table, one of the three below.")
+    cache: Literal["none", "writeback"] = Field(
+        "none", description='"none": a scrub sees the medium (O_DIRECT). "writeback": through the page cache.'
+    )
 
 
 class VolumeSpec(Strict):
     """Who may connect to the volume: group and mode of `nbd.sock`. Never the world."""
 
-    group: Annotated[str, AfterValidator(_group_name)] = ""
-    mode: str = Field("0600", pattern=r"^0?6[06]0$")
+    group: Annotated[str, AfterValidator(_group_name)] = Field(
+        "", description="The group that nbd.sock belongs to; empty: that of the daemon."
+    )
+    mode: str = Field("0600", pattern=r"^0?6[06]0$", description='The mode of nbd.sock: "0600" or "0660".')
 
     @property
     def mode_bits(self) -> int:
@@ -233,20 +239,26 @@ class VolumeSpec(Strict):
 class ScrubSpec(Strict):
     """`rate`: the most bytes per second read from each copy."""
 
-    rate: Rate | None = None
+    rate: Rate | None = Field(
+        None, description='The most that is read from each copy per second, such as "200MiB/s"; no limit if left out.'
+    )
 
 
 class SetSpec(Strict):
     """A set: an odd number of copies of one size, a strict majority to win a vote, and what to do with the losers."""
 
-    name: SetName
-    uuid: UUID
-    size: Size
-    threshold: int = 0
-    policy: Literal["repair", "report"] = "repair"
-    copies: tuple[CopySpec, ...]
-    volume: VolumeSpec = VolumeSpec()
-    scrub: ScrubSpec = ScrubSpec()
+    name: SetName = Field(description="That of the file, without .toml: 1 to 32 of a-z, 0-9, '_', '-'.")
+    uuid: UUID = Field(description="Made by create; the images carry it in their identity. Never to be changed.")
+    size: Size = Field(description="Of the disk, a multiple of 512 bytes. It cannot change.")
+    threshold: int = Field(
+        0, description="How many copies must agree: more than half; that is what it is where it is left out."
+    )
+    policy: Literal["repair", "report"] = Field(
+        "repair", description='"repair": outvoted sectors are rewritten. "report": nothing ever is.'
+    )
+    copies: tuple[CopySpec, ...] = Field(description="3, 5, 7 or 9 tables, each with an image of its own.")
+    volume: VolumeSpec = Field(VolumeSpec(), description="A table: who may connect.")
+    scrub: ScrubSpec = Field(ScrubSpec(), description="A table: how the set is scrubbed.")
 
     @model_validator(mode="before")
     @classmethod
