@@ -1,3 +1,163 @@
-"""qorumctl: keep a disk as three (or more, odd) copies, vote on every sector, repair the minority."""
+"""qorumctl: keep a disk as three (or more, odd) copies, vote on every sector, repair the minority.
+
+    from qorumctl import QuorumSets
+
+is the whole program for other programs: `QuorumSets` has a method for every command, and the command line calls the
+same ones. What is named here is promised (docs/integration.md); what only a module below has is not. Each name is
+imported when it is first used: `import qorumctl` alone loads nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart, StopReason
+    from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
+    from qorumctl.controller.sets import QuorumSets
+    from qorumctl.controller.watching import Audience
+    from qorumctl.core.findings import Action, Cause, FindingVerdict
+    from qorumctl.core.ranges import Range
+    from qorumctl.errors import (
+        CommandError,
+        CopyError,
+        CopyInUseError,
+        CopySilentError,
+        CopyUnavailableError,
+        DaemonError,
+        DaemonGoneError,
+        DaemonStalledError,
+        DaemonStartError,
+        DamagedStateError,
+        DefinitionError,
+        LockedError,
+        QorumError,
+        RefusedError,
+        StoreError,
+        UsageError,
+    )
+    from qorumctl.model.report import (
+        CopyEntry,
+        CopyHistory,
+        DiagnosisDocument,
+        FindingDocument,
+        History,
+        RangeDocument,
+        RunSummary,
+        ScrubReport,
+    )
+    from qorumctl.model.spec import CopySpec, SetSpec
+    from qorumctl.model.status import (
+        AttachReport,
+        CheckItem,
+        CheckReport,
+        CopyBlame,
+        CopyResult,
+        CopyState,
+        CopyStatus,
+        EventDocument,
+        ListReport,
+        QmpReport,
+        Result,
+        RunningScrub,
+        SetListing,
+        SetState,
+        SetStatus,
+        ShowReport,
+        StatusReport,
+    )
+    from qorumctl.paths import Directories
+
+_HOMES = {
+    "controller.observer": "Observer ScrubControl ScrubPosition ScrubStart StopReason",
+    "controller.options": "CreateOptions ReplaceOptions ScrubOptions Timeouts",
+    "controller.sets": "QuorumSets",
+    "controller.watching": "Audience",
+    "core.findings": "Action Cause FindingVerdict",
+    "core.ranges": "Range",
+    "errors": "CommandError CopyError CopyInUseError CopySilentError CopyUnavailableError DaemonError DaemonGoneError "
+    "DaemonStalledError DaemonStartError DamagedStateError DefinitionError LockedError QorumError RefusedError "
+    "StoreError UsageError",
+    "model.report": "CopyEntry CopyHistory DiagnosisDocument FindingDocument History RangeDocument RunSummary "
+    "ScrubReport",
+    "model.spec": "CopySpec SetSpec",
+    "model.status": "AttachReport CheckItem CheckReport CopyBlame CopyResult CopyState CopyStatus EventDocument "
+    "ListReport QmpReport Result RunningScrub SetListing SetState SetStatus ShowReport StatusReport",
+    "paths": "Directories",
+}
+
+__all__ = [
+    "Action",
+    "AttachReport",
+    "Audience",
+    "Cause",
+    "CheckItem",
+    "CheckReport",
+    "CommandError",
+    "CopyBlame",
+    "CopyEntry",
+    "CopyError",
+    "CopyHistory",
+    "CopyInUseError",
+    "CopyResult",
+    "CopySilentError",
+    "CopySpec",
+    "CopyState",
+    "CopyStatus",
+    "CopyUnavailableError",
+    "CreateOptions",
+    "DaemonError",
+    "DaemonGoneError",
+    "DaemonStalledError",
+    "DaemonStartError",
+    "DamagedStateError",
+    "DefinitionError",
+    "DiagnosisDocument",
+    "Directories",
+    "EventDocument",
+    "FindingDocument",
+    "FindingVerdict",
+    "History",
+    "ListReport",
+    "LockedError",
+    "Observer",
+    "QmpReport",
+    "QorumError",
+    "QuorumSets",
+    "Range",
+    "RangeDocument",
+    "RefusedError",
+    "ReplaceOptions",
+    "Result",
+    "RunSummary",
+    "RunningScrub",
+    "ScrubControl",
+    "ScrubOptions",
+    "ScrubPosition",
+    "ScrubReport",
+    "ScrubStart",
+    "SetListing",
+    "SetSpec",
+    "SetState",
+    "SetStatus",
+    "ShowReport",
+    "StatusReport",
+    "StopReason",
+    "StoreError",
+    "Timeouts",
+    "UsageError",
+    "__version__",
+]
+
+if not TYPE_CHECKING:
+    # A type checker that saw this would take any name for one of ours.
+    def __getattr__(name: str) -> object:
+        for module, names in _HOMES.items():
+            if name in names.split():
+                globals()[name] = found = getattr(import_module(f"qorumctl.{module}"), name)
+                return found
+        raise AttributeError(f"module 'qorumctl' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

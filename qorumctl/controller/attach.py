@@ -45,7 +45,8 @@ def _qemu_arguments(set_name: str, socket: Path) -> list[str]:
         "server": {"type": "unix", "path": str(socket)},
         "export": VOLUME,
         "reconnect-delay": RECONNECT_DELAY_S,
-        # The quorum frees nothing on TRIM; but what a guest writes as zeros then becomes a hole in every copy.
+        # Frees nothing, neither by TRIM nor by zeros (measured, 7.2 and 10.0): the quorum has no discard. With it zeros
+        # go to the copies as such, and a scrub need not read them.
         "discard": "unmap",
     }
     device = f"virtio-blk-pci,drive={node},id={_identifier('disk', set_name)}"

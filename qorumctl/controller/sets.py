@@ -48,12 +48,22 @@ from qorumctl.store import SetLock
 
 
 class QuorumSets:
-    """All sets of one user. Every method raises QorumError, with a sentence and a remedy; nothing else.
+    """All sets of one user. What it returns are the documents that `--json` prints: pydantic models, frozen; bytes as
+    integers, times as RFC 3339 strings in UTC.
 
-    Commands that change a set hold its lock: LockedError names who has it.
+    Each method raises QorumError alone, with `message`, `remedy`, `code` and, where one is at fault, `set_name`, `copy`
+    and `path`. A name that no definition has is a DefinitionError, a word that cannot be understood a UsageError: in
+    both cases nothing was touched. Commands that change a set hold its lock, and end with it in whatever way they do:
+    LockedError, after 0.2 s, names who has it. A daemon that is begun belongs to nobody: it outlives the caller.
+
+    Where an `observer` is taken it is told of the work from another thread; `control.stop(StopReason.INTERRUPTED)`,
+    from any thread, ends that work in order. Cancelling the task does the same before CancelledError is raised.
+    Methods that are not `async` read files for some milliseconds.
     """
 
     def __init__(self, directories_: Directories | None = None, *, timeouts: Timeouts | None = None) -> None:
+        """Directories and deadlines are those of the command line, its variables (QORUM_...) included, unless given.
+        Raises UsageError where a variable makes no sense."""
         self._directories = directories_ or directories()
         self._timeouts = timeouts or Timeouts.from_environment()
 
@@ -72,7 +82,12 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> Result:
-        """Makes images, or adopts equal ones (`observer` follows the comparison), and writes the definition."""
+        """Makes images, or adopts equal ones (`observer` follows the comparison), and writes the definition.
+
+        `sources`: 3, 5, 7 or 9 absolute paths, devices, or NBD URIs; the copies are called a, b, c ... in this order.
+        The same request again is no error: `changed` is false. RefusedError where another set of this name is defined,
+        where some images exist and some do not, are in use, belong to a set, or differ.
+        """
         context = self._context(name)
         async with _at_work(context, "create") as lock:
             try:
@@ -91,8 +106,13 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> Result:
-        """Starts and assembles. After an unclean stop the copies are compared first, unless `now`. `degraded`: without
-        the copies that are away, stale or cannot be opened, as long as enough are left."""
+        """Starts and assembles. After an unclean stop the copies are compared first, unless `now`: that takes as long
+        as a scrub, and `recovery` is the run's number. `degraded`: without the copies that are away, stale or cannot be
+        opened, as long as enough are left. `takeover`: from a host that did not stop it and is certainly down.
+
+        A set that runs is left as it is: `changed` is false. RefusedError, naming the copy, where an image is missing,
+        in use, of another length or stale; DaemonStartError. Whatever fails, no daemon is left.
+        """
         context = self._defined(name)
         try:
             lock = context.lock("start")
@@ -115,7 +135,11 @@ class QuorumSets:
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
     async def stop(self, name: str, *, force: bool = False) -> Result:
-        """Refused while a guest is connected, unless `force`."""
+        """Flushes every copy and ends the daemon. A set that does not run is left as it is: `changed` is false.
+
+        RefusedError while a guest is connected, unless `force`. CopyUnavailableError and DaemonStalledError where a
+        copy hangs; with `force` the daemon is killed then, and the next start compares the copies.
+        """
         context = self._context(name)
         if context.pid() is None:
             context.spec()
@@ -162,17 +186,20 @@ class QuorumSets:
             return await deletion.delete(context, images_too=images)
 
     async def watch(self, name: str, audience: watching.Audience, *, detached: bool = False) -> None:
-        """Listens for errors of the copies until it is cancelled or the set is deleted; over ends of the daemon."""
+        """Tells `audience` of errors of the copies (EventDocument) until it is cancelled or the set is deleted; over
+        ends of the daemon. `detached`: as the one that `start` begins, which ends where another listens."""
         await watching.watch(self._defined(name), audience, detached=detached)
 
     # -- looking
 
     async def list(self) -> ListReport:
+        """All sets, with their states: one that cannot be told has an `error`."""
         contexts = [self._context(name) for name in self.names()]
         return ListReport(sets=await asyncio.gather(*map(inspection.listing, contexts)))
 
     async def status(self, names: Sequence[str] = ()) -> StatusReport:
-        """Of the named sets; of all where none is named: one that cannot be told is then reported as failed."""
+        """Of the named sets; of all where none is named: one that cannot be told is then reported as failed. Takes no
+        lock, and no longer than about 2 * `timeouts.status_s`: a set that does not answer is `stalled`, no error."""
         contexts = [self._context(name) for name in names or self.names()]
         look = inspection.status if names else inspection.status_at_all_costs
         return StatusReport(sets=await asyncio.gather(*map(look, contexts)))
@@ -200,6 +227,7 @@ class QuorumSets:
         textfile.write(path, text)
 
     def show(self, name: str) -> ShowReport:
+        """The definition as it stands in its file, and where the set's files are."""
         context = self._context(name)
         return ShowReport(
             definition=context.spec(),
@@ -209,22 +237,23 @@ class QuorumSets:
         )
 
     async def check(self, name: str) -> CheckReport:
-        """What `start` would refuse, without starting."""
+        """What `start` would refuse, without starting: `ok`, and an item for each thing looked at. Takes no lock."""
         return inspection.check(self._context(name))
 
     async def attach(self, name: str) -> AttachReport:
-        """How a guest uses the volume; the set need not run for that."""
+        """How a guest uses the volume: a URI, arguments of QEMU, a libvirt disk. The set need not run for that."""
         context = self._defined(name)
         check_ours(context.runtime.directory)
         return attachment(name, context.runtime.nbd_sock)
 
     def history(self, name: str) -> History:
+        """Past runs, the newest first, without their findings; and what has happened to each copy. StoreError."""
         context = self._defined(name)
         with context.store(read_only=True) as store:
             return store.history()
 
     def report(self, name: str, run: int | None = None) -> ScrubReport:
-        """Of the newest run where none is named."""
+        """One run with its findings, those of the newest where none is named. StoreError where there is no such run."""
         context = self._defined(name)
         with context.store(read_only=True) as store:
             if run is None:
@@ -246,13 +275,20 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> ScrubReport:
-        """Resumes an unfinished run of the same kind, or begins a new one. Returns its report, finished or not."""
+        """Resumes an unfinished run of the same kind, or begins a new one. Returns its report, finished or not: damage
+        is in `outcome` and `findings`, never an exception.
+
+        RefusedError where something would have to be repaired and may not be (the set is stopped, or its policy is
+        "report"); CopyError, DaemonError, StoreError where the run could not go on: it is on record as failed, and the
+        next call resumes it.
+        """
         context = self._defined(name)
         async with _at_work(context, "scrub"):
             return await scrub_commands.scrub(context, options, observer or Silent(), control or ScrubControl())
 
     async def pause(self, name: str) -> ScrubReport:
-        """Asks a running scrub to stop, and waits until it has. The next scrub resumes it."""
+        """Asks a running scrub to stop, and waits until it has, at most `timeouts.stop_s`. The next scrub resumes it.
+        RefusedError where none runs."""
         return await scrub_commands.ask(self._defined(name), "pause")
 
     async def cancel(self, name: str) -> ScrubReport:
@@ -262,7 +298,8 @@ class QuorumSets:
     # -- copies
 
     async def detach(self, name: str, copy: str, *, force: bool = False) -> CopyResult:
-        """Takes a copy out of a running set. `force`: one that hangs, as far as QEMU allows."""
+        """Takes a copy out of a running set. `force`: one that hangs, as far as QEMU allows. One that is out already is
+        no error: `changed` is false. RefusedError where fewer than `threshold` current copies would remain."""
         context = self._defined(name)
         async with _at_work(context, "copy detach"):
             await succession.settle_leftovers(context)
@@ -280,7 +317,9 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> CopyResult:
-        """Brings a copy that is away up to date and back. `full`: compares all of it, whatever is on record."""
+        """Brings a copy that is away up to date and back. `full`: compares all of it, whatever is on record. One
+        that is in its place is no error: `changed` is false. CopyError, RefusedError: it stays away; call again to go
+        on."""
         context = self._defined(name)
         async with _at_work(context, "copy rejoin"):
             await succession.settle_leftovers(context)
@@ -306,7 +345,9 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> CopyResult:
-        """Another image takes a copy's place while the set runs. Without `source`: goes on with an unfinished one."""
+        """Another image takes a copy's place while the set runs. Without `source`: goes on with an unfinished one. One
+        that has this source already is no error: `changed` is false. CopyError, RefusedError: the old image keeps its
+        place; call again to go on, or with `options.cancel` to give up."""
         context, options = self._defined(name), options or ReplaceOptions()
         async with _at_work(context, "copy replace"):
             finished = await succession.settle_leftovers(context)
@@ -330,7 +371,8 @@ class QuorumSets:
     # -- the expert's door
 
     async def qmp(self, name: str, command: str, arguments: Mapping[str, object] | None = None) -> QmpReport:
-        """One QMP command under the set's lock. It can do anything, also harm: see QEMU's own documentation."""
+        """One QMP command under the set's lock; `result` is whatever QEMU returns. It can do anything, also harm: see
+        QEMU's own documentation. CommandError where QEMU refuses it."""
         context = self._defined(name)
         with context.lock("qmp"):
             self._running(context)

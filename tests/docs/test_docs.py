@@ -8,10 +8,21 @@ import shutil
 
 import pytest
 
-from tests.docs.walk import DOCUMENTS, ROOT, Block, Step, blocks, outputs, scratch, steps
+from tests.docs.walk import (
+    DOCUMENTS,
+    ROOT,
+    Block,
+    Step,
+    blocks,
+    outputs,
+    put_files,
+    scratch,
+    steps,
+)
 
 _VARYING = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?( UTC|Z)"), "TIME"),
+    (re.compile(r"\d{4}-\d\d-\d\d"), "DATE"),
     (re.compile(r"\b\d+(\.\d+)? ?s\b"), "TOOK"),
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "UUID"),
     (re.compile(r"\b(pid:?) \d+"), r"\1 PID"),
@@ -31,9 +42,11 @@ def console_steps(document: str) -> list[Step]:
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if console_steps(document)])
 def test_its_commands_print_what_it_shows(document: str) -> None:
     told = console_steps(document)
-    if any("nbdcopy" in step.command for step in told) and shutil.which("nbdcopy") is None:
-        pytest.skip("nbdcopy is not installed")
+    for tool in ("nbdcopy", "nbdkit"):
+        if any(re.search(rf"\b{tool}\b", step.command) for step in told) and shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
     with scratch() as place:
+        put_files(document, place)
         printed = outputs([step.command for step in told], place)
     # A word apart from its neighbours by one blank or by a line's end is the same word: widths follow the paths.
     found = [Step(step.command, _comparable(text)) for step, text in zip(told, printed, strict=True)]
@@ -73,7 +86,7 @@ def _lines(block: Block) -> list[str]:
 def test_its_blocks_say_what_they_are(document: str) -> None:
     """So that no command line is overlooked: one in a block without a language would not be run."""
     for block in blocks(document):
-        assert block.language in {"", "sh", "console", "toml", "json"}
+        assert block.language in {"", "sh", "console", "toml", "json", "python", "yaml"}
         if block.language == "":
             assert not re.search(r"^(\$ |qorumctl |make )", block.text, re.MULTILINE), block.text
 

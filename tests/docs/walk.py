@@ -3,15 +3,18 @@
     python -m tests.docs.walk README.md        rewrites the outputs in its `console` blocks
 
 A `console` block holds `$ command` lines, each followed by what it prints on standard output. All of a document's run
-in order in one shell, with /srv and qorumctl's own directories in a scratch place.
+in order in one shell, with /srv and qorumctl's own directories in a scratch place. A block in another language whose
+first line is `# /srv/NAME` is that file.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/metrics.md", "docs/safety.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("architecture", "metrics", "safety", "integration", "runbook")),
+)
 _MARK = "@@end-of-command@@"
 _DEADLINE_S = 120
+_IS_FILE = re.compile(r"# (/srv/[\w.-]+)\n")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -78,6 +85,17 @@ def steps(block: Block) -> list[Step]:
     return found
 
 
+def files(document: str) -> dict[str, str]:
+    """Path below /srv -> content."""
+    found = [(_IS_FILE.match(block.text), block.text) for block in blocks(document)]
+    return {match[1]: text for match, text in found if match}
+
+
+def put_files(document: str, place: Scratch) -> None:
+    for path, text in files(document).items():
+        Path(_real(path, place)).write_text(_real(text, place))
+
+
 @contextmanager
 def scratch() -> Iterator[Scratch]:
     # Images where O_DIRECT works: /tmp may be a tmpfs. Sockets where paths are short.
@@ -120,7 +138,9 @@ def outputs(commands: list[str], place: Scratch) -> list[str]:
 
 
 def _real(command: str, place: Scratch) -> str:
-    return command.replace("/srv/", f"{place.images}/").replace(".venv/bin/python", sys.executable)
+    for documented, real in place.places.items():
+        command = command.replace(f"{documented}/", f"{real}/")
+    return command.replace(".venv/bin/python", sys.executable)
 
 
 def _environment(place: Scratch) -> dict[str, str]:
@@ -137,10 +157,15 @@ def _environment(place: Scratch) -> dict[str, str]:
 
 
 def _stop_all(place: Scratch) -> None:
-    """Whatever a failing document left running."""
+    """Whatever a failing document left running: sets, and servers that have a pidfile beside their images."""
     for definition in (place.run / "c").glob("*.toml"):
         command = [str(place.run / "bin" / "qorumctl"), "stop", "--force", definition.stem]
         subprocess.run(command, env=_environment(place), capture_output=True, timeout=_DEADLINE_S, check=False)
+    for pidfile in place.images.rglob("*.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(pidfile.read_text())
+            if str(place.images) in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
 
 
 def rewritten(document: str) -> str:
@@ -149,11 +174,17 @@ def rewritten(document: str) -> str:
     consoles = [block for block in blocks(document) if block.language == "console"]
     commands = [step.command for block in consoles for step in steps(block)]
     with scratch() as place:
+        put_files(document, place)
         printed = iter(outputs(commands, place))
-    for block in consoles:
+
+    def renewed(found: re.Match[str]) -> str:
+        block = Block(*found.groups())
+        if block.language != "console":
+            return found[0]
         new = "".join(f"$ {step.command}\n{_ended(next(printed))}" for step in steps(block))
-        text = text.replace(f"```console\n{block.text}```", f"```console\n{new}```")
-    return text
+        return f"```console\n{new}```"
+
+    return _FENCE.sub(renewed, text)
 
 
 def _ended(output: str) -> str:
