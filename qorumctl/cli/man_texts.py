@@ -19,6 +19,7 @@ ENVIRONMENT = [
     ("QORUM_STATE_DIR", "Where records of scrubs are, instead of /var/lib/qorum."),
     ("QORUM_RUNTIME_DIR", "Where sockets, pidfiles and logs are, instead of /run/qorum. Keep it short."),
     ("QORUM_QSD", "The storage daemon: a path, or a name on PATH; qemu-storage-daemon if unset."),
+    ("QORUM_TEXTFILE_DIR", "Where each set's metrics are written for node_exporter; if unset, nowhere."),
 ]
 
 FILES = [
