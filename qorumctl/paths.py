@@ -37,12 +37,17 @@ class Directories:
         return self.runtime / _checked(name)
 
 
+SERVICE_DIRECTORIES = Directories(Path("/etc/qorum/sets"), Path("/var/lib/qorum"), Path("/run/qorum"))
+"""Of root and of the service user."""
+
+
 def directories(environment: Mapping[str, str] | None = None) -> Directories:
     """The directories of whoever runs this. Raises UsageError where none can be told."""
     env = os.environ if environment is None else environment
     overrides = {name: _override(env, name) for name in ("QORUM_CONFIG_DIR", "QORUM_STATE_DIR", "QORUM_RUNTIME_DIR")}
     if os.geteuid() == 0 or _user_name() == SERVICE_USER:
-        config, state, runtime = Path("/etc/qorum/sets"), Path("/var/lib/qorum"), Path("/run/qorum")
+        service = SERVICE_DIRECTORIES
+        config, state, runtime = service.config, service.state, service.runtime
     else:
         config = _xdg(env, "XDG_CONFIG_HOME", ".config", "QORUM_CONFIG_DIR") / "qorum" / "sets"
         state = _xdg(env, "XDG_STATE_HOME", ".local/state", "QORUM_STATE_DIR") / "qorum"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli import copy, exit_codes, metrics, scrub, sets, tools, watch
+from qorumctl.cli import copy, exit_codes, metrics, scrub, service, sets, tools, watch
 from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
@@ -30,6 +31,7 @@ app = typer.Typer(
 for _command in (
     sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
     scrub.scrub, scrub.pause, scrub.cancel, scrub.report, scrub.history, watch.watch, metrics.metrics,
+    service.enable, service.disable,
     tools.attach, tools.doctor, tools.qmp, tools.schema,
 ):  # fmt: skip
     app.command(name=_command.__name__.removesuffix("_sets"))(_command)
@@ -57,6 +59,20 @@ def _globals(
     ] = False,
 ) -> None:
     outlet_of(ctx, as_json, verbose)
+    if os.geteuid() == 0 and ctx.invoked_subcommand not in _AS_ROOT:
+        _act_as_service_user()
+
+
+_AS_ROOT = {"enable", "disable", "demo"}
+
+
+def _act_as_service_user() -> None:
+    from qorumctl.paths import directories
+    from qorumctl.service_user import acting_user, become
+
+    user = acting_user(directories())
+    if user is not None:
+        become(user)
 
 
 class InternalError(QorumError):

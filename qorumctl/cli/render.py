@@ -354,10 +354,16 @@ _DONE = {
     "stop": ("{set} is stopped.", "{set} does not run: nothing was changed."),
     "restart": ("{set} is restarted.", "{set} is as it was: nothing was changed."),
     "delete": ("{set} is deleted.", "{set} does not exist: nothing was changed."),
+    "enable": (
+        "{set} is enabled: systemd starts it at boot, and scrubs it.",
+        "{set} is enabled already, as asked for: nothing was changed.",
+    ),
+    "disable": ("{set} is disabled. If it runs, it goes on.", "{set} is not enabled: nothing was changed."),
 }
 _NEXT = {
     "create": " Start it with 'qorumctl start {set}'.",
     "start": " See 'qorumctl attach {set}' for how a guest uses it.",
+    "enable": " When: 'systemctl list-timers qorum-scrub@{set}.timer'.",
 }
 
 

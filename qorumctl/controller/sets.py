@@ -12,11 +12,13 @@ from qorumctl.controller import (
     creation,
     deletion,
     detaching,
+    enabling,
     inspection,
     interrupted,
     record,
     rejoining,
     replacing,
+    schedule,
     scrub_commands,
     serving,
     starting,
@@ -189,6 +191,26 @@ class QuorumSets:
         """Tells `audience` of errors of the copies (EventDocument) until it is cancelled or the set is deleted; over
         ends of the daemon. `detached`: as the one that `start` begins, which ends where another listens."""
         await watching.watch(self._defined(name), audience, detached=detached)
+
+    # -- systemd
+
+    def enable(
+        self,
+        name: str,
+        when: str = "monthly",
+        *,
+        budget: str | None = None,
+        systemd: enabling.Systemd | None = None,
+    ) -> Result:
+        """Has systemd run the set from boot to shutdown and scrub it. `when`: nightly, daily, weekly, monthly, or what
+        OnCalendar= takes. `budget`: how long a scrub goes on before it pauses, such as 4h."""
+        systemd = systemd or enabling.Systemd()
+        systemd.check("enable")
+        return enabling.enable(self._context(name), schedule.parse_schedule(when, budget), systemd)
+
+    def disable(self, name: str, *, systemd: enabling.Systemd | None = None) -> Result:
+        """Takes back what `enable` did. A set that runs goes on."""
+        return enabling.disable(self._context(name), systemd or enabling.Systemd())
 
     # -- looking
 

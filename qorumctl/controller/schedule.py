@@ -1,0 +1,71 @@
+"""When a set is scrubbed: a word, or an expression of systemd's OnCalendar=."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+from qorumctl.errors import UsageError
+
+_LOOK_TIMEOUT_S = 10.0
+_BUDGET = re.compile(r"([1-9]\d{0,4})(s|min|h)")
+_UNITS_S = {"s": 1, "min": 60, "h": 3600}
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`on_calendar`, spread over `delay` so that many sets do not hit one appliance together. `budget_s`: a scrub
+    pauses when it has taken so long, and the next one goes on there; 0: as long as it takes."""
+
+    on_calendar: str
+    delay: str
+    budget_s: int = 0
+
+
+WORDS = {
+    "nightly": Schedule("*-*-* 01:00:00", "30min", 4 * 3600),
+    "daily": Schedule("*-*-* 01:00:00", "1h"),
+    "weekly": Schedule("weekly", "6h"),
+    "monthly": Schedule("monthly", "1d"),
+}
+_DELAY = "15min"
+"""Of an expression: who names an hour means it."""
+
+
+def parse_schedule(text: str, budget: str | None = None) -> Schedule:
+    """Raises UsageError. An expression is put to systemd-analyze."""
+    chosen = WORDS.get(text)
+    if chosen is None:
+        _check_calendar(text)
+        chosen = Schedule(text, _DELAY)
+    return chosen if budget is None else Schedule(chosen.on_calendar, chosen.delay, parse_budget(budget))
+
+
+def parse_budget(text: str) -> int:
+    """`4h`, `90min`, `0`: seconds. Raises UsageError."""
+    if text == "0":
+        return 0
+    match = _BUDGET.fullmatch(text)
+    if match is None:
+        raise UsageError(f"'{text}' is not a time that a scrub may take.", remedy="Use one such as 4h, 90min, or 0.")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+def _check_calendar(text: str) -> None:
+    remedy = f"Use {', '.join(WORDS)}, or an expression such as 'Sat 03:00': see systemd.time(7)."
+    wrong = UsageError(f"'{text}' is not a schedule.", remedy=remedy)
+    if not text.isprintable():
+        raise wrong
+    command = ["systemd-analyze", "calendar", "--", text]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        raise UsageError(
+            f"Whether '{text}' is a schedule cannot be told: systemd-analyze does not run.",
+            remedy=f"Use one of {', '.join(WORDS)}.",
+        ) from None
+    if done.returncode != 0:
+        raise wrong

@@ -1,0 +1,201 @@
+"""The units of contrib/systemd, as far as systemd's own tools can judge them without running them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from qorumctl.controller.schedule import WORDS
+from qorumctl.controller.units import FILE_NAME, drop_ins
+from qorumctl.model.spec import CopySpec, FileSource, NbdSource, SetSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = sorted(path for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in {".service", ".timer"})
+MOST_EXPOSURE = 2.5
+EXPOSED = re.compile(r"Overall exposure level for \S+: (\d+\.\d)")
+
+with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The units with a prefix where the programs that they name can be run."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    for program in ("bin/qorumctl", "lib/qorumctl/notify"):
+        path = prefix / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    (prefix / "share/doc/qorumctl").mkdir(parents=True)
+    for unit in UNITS:
+        (prefix / unit.name).write_text(unit.read_text().replace("/usr/local/", f"{prefix}/"))
+    return prefix
+
+
+def verify(prefix: Path, *units: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *units],
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_UNIT_PATH": f"{prefix}:", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # What it says of the system's own units is not ours.
+    said = [line for line in done.stderr.splitlines() if "qorum" in line or str(prefix) in line]
+    assert said == []
+
+
+def instances(name: str) -> list[str]:
+    return [unit.name.replace("@", f"@{name}") for unit in UNITS]
+
+
+@with_systemd
+def test_systemd_has_nothing_to_say_against_them(installed: Path) -> None:
+    verify(installed, *instances("web-01"))
+
+
+@with_systemd
+def test_a_mistake_in_one_is_seen(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    scrub = tmp_path / "qorum-scrub@.service"
+    scrub.write_text(scrub.read_text().replace("Type=oneshot", "Type=oneshots"))
+    with pytest.raises(AssertionError, match="oneshots"):
+        verify(tmp_path, "qorum-scrub@web01.service")
+
+
+@with_systemd
+@pytest.mark.parametrize("schedule", WORDS)
+def test_what_enable_adds_fits_them(installed: Path, tmp_path: Path, schedule: str) -> None:
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    directories = ["/srv/a", "/srv/with blank", '/srv/"quoted"', "/srv/back\\slash", "/srv/50%", "/srv/ümlaut"]
+    sources: list[FileSource | NbdSource] = [FileSource(path=f"{path}/w.raw") for path in directories]
+    sources[0] = NbdSource(uri="nbd://far.example/w")
+    spec = SetSpec(
+        name="web01",
+        uuid=uuid4(),
+        size=1 << 20,
+        copies=tuple(CopySpec(name="abcdefg"[at], source=source) for at, source in enumerate(sources[:5])),
+    )
+    for unit, text in drop_ins(spec, directories, ["/srv/a", "/srv/with blank"], WORDS[schedule]).items():
+        (tmp_path / f"{unit}.d").mkdir()
+        (tmp_path / f"{unit}.d" / FILE_NAME).write_text(text)
+    verify(tmp_path, *instances("web01"))
+
+
+@with_systemd
+@pytest.mark.parametrize("unit", ["qorum-scrub@.service", "qorum-watch@.service"])
+def test_scrub_and_watch_can_reach_little(unit: str) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(ROOT / "contrib/systemd" / unit)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    exposure = EXPOSED.search(said)
+    assert exposure is not None, said
+    assert float(exposure[1]) <= MOST_EXPOSURE
+
+
+def setting(unit: str, key: str) -> list[str]:
+    text = (ROOT / "contrib/systemd" / unit).read_text()
+    return re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
+
+
+def test_a_scrub_fails_when_damage_is_left_and_not_when_it_is_repaired_or_paused() -> None:
+    assert setting("qorum-scrub@.service", "SuccessExitStatus") == ["3 6"]
+
+
+@pytest.mark.parametrize(("status", "warned"), [("0", False), ("3", True), ("6", False), ("4", False)])
+def test_a_repaired_run_leaves_a_warning(status: str, warned: bool) -> None:
+    """The command as systemd hands it to the shell: `$$` is a dollar, `%i` the set."""
+    line = setting("qorum-scrub@.service", "ExecStopPost")[0].removeprefix("-/bin/sh -c '").removesuffix("'")
+    script = line.replace("$$", "$").replace("%i", "web01")
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], env={"EXIT_STATUS": status}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("<4>The scrub of web01") == warned
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("budget", ["0", "1h"])
+def test_a_scrub_s_exit_code_passes_through_its_budget(budget: str) -> None:
+    words = setting("qorum-scrub@.service", "ExecStart")[0].split()
+    at = words.index("/usr/local/bin/qorumctl")
+    before = [word.replace("${BUDGET}", budget) for word in words[:at]]
+    assert subprocess.run([*before, "/bin/sh", "-c", "exit 3"], check=False).returncode == 3
+
+
+def test_stopping_a_scrub_asks_it_to_pause_and_that_is_its_exit_code() -> None:
+    """SIGTERM, also at the end of the budget; qorumctl answers it with 6."""
+    words = setting("qorum-scrub@.service", "ExecStart")[0].split()
+    before = [word.replace("${BUDGET}", "1h") for word in words[: words.index("/usr/local/bin/qorumctl")]]
+    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(6)); print('ready', flush=True); signal.pause()"
+    with subprocess.Popen([*before, sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        running.terminate()
+        assert running.wait(60) == 6
+
+
+def test_every_failure_is_told() -> None:
+    units = ("qorum-storage@.service", "qorum-watch@.service", "qorum-scrub@.service")
+    assert [setting(unit, "OnFailure") for unit in units] == [["qorum-notify@%n.service"]] * 3
+
+
+def test_the_notification_reaches_the_journal_and_root_s_mail(tmp_path: Path) -> None:
+    (tmp_path / "sendmail").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/to\ncat >{tmp_path}/mail\n')
+    (tmp_path / "systemctl").write_text('#!/bin/sh\necho "said: $@"\nexit 3\n')
+    for program in ("sendmail", "systemctl"):
+        (tmp_path / program).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "contrib/systemd/notify", "qorum-scrub@web01.service"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("<1>qorum-scrub@web01.service has failed: see ")
+    assert (tmp_path / "to").read_text() == "-i root\n"
+    head, _, body = (tmp_path / "mail").read_text().partition("\n\n")
+    assert head.startswith("To: root\nSubject: [qorum] ")
+    assert head.endswith(": qorum-scrub@web01.service has failed")
+    assert body == "said: status --no-pager --full --lines=50 -- qorum-scrub@web01.service\n"
+
+
+def test_without_a_mailer_the_journal_is_told_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "uname").symlink_to("/usr/bin/uname")
+    script = (ROOT / "contrib/systemd/notify").read_text().replace("/usr/sbin:/usr/lib", str(tmp_path))
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "notify", "x.service"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("<1>x.service has failed")
+
+
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
+def test_the_user_and_its_directories(tmp_path: Path) -> None:
+    files = ROOT / "contrib/systemd"
+    (tmp_path / "etc").mkdir()
+    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"]):
+        file = files / f"qorum.{command[0].removeprefix('systemd-')}"
+        subprocess.run([*command, f"--root={tmp_path}", str(file)], capture_output=True, timeout=60, check=True)
+    uid = next(
+        int(line.split(":")[2])
+        for line in (tmp_path / "etc/passwd").read_text().splitlines()
+        if line.startswith("qorum:")
+    )
+    facts = {path: (tmp_path / path).stat() for path in ("etc/qorum/sets", "var/lib/qorum", "run/qorum")}
+    assert {path: (one.st_uid, stat.S_IMODE(one.st_mode)) for path, one in facts.items()} == {
+        "etc/qorum/sets": (uid, 0o750),
+        "var/lib/qorum": (uid, 0o750),
+        "run/qorum": (uid, 0o755),
+    }
