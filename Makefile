@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo check test soak schemas man clean
+.PHONY: help venv demo check test soak schemas man install uninstall clean
 
 PYTHON := .venv/bin/python
 # More than eight daemons at a time gain nothing and crowd a shared machine.
@@ -10,6 +10,8 @@ TEST_JOBS ?= -n auto --maxprocesses 8
 TEST_ARGS ?=
 DEMO_ARGS ?=
 SOAK_ARGS ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
 # Which qemu-storage-daemon the tests and the demo run; by default the one on PATH.
 ifdef QORUM_QSD
 export QORUM_QSD
@@ -54,6 +56,13 @@ man: ## write man/ anew from the commands and the models
 	@.ci/setup run
 	rm -f man/*
 	$(PYTHON) -m qorumctl.cli.man --write man
+
+install: ## install program, units, completions and schemas (PREFIX=/usr/local, DESTDIR=, see docs/operations.md)
+	@.ci/setup run
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install install
+
+uninstall: ## remove what 'make install' has placed; sets stay
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install uninstall
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

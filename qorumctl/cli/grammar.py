@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qorumctl.errors import UsageError
+from qorumctl.errors import QorumError, UsageError
 from qorumctl.units import parse_size
 
 if TYPE_CHECKING:
@@ -20,8 +21,21 @@ Verbose = Annotated[
     typer.Option("--verbose", "-v", help="Show on standard error what is done, the talk with the daemon included."),
 ]
 
-SetName = Annotated[str, typer.Argument(metavar="NAME", help="The set.", show_default=False)]
-SetNames = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="The sets.", show_default=False)]
+
+def set_names(incomplete: str) -> list[str]:
+    """For a shell that completes."""
+    from qorumctl.definitions import names
+    from qorumctl.paths import directories
+
+    with contextlib.suppress(QorumError):
+        return [name for name in names(directories().config) if name.startswith(incomplete)]
+    return []
+
+
+SetName = Annotated[str, typer.Argument(metavar="NAME", help="The set.", show_default=False, autocompletion=set_names)]
+SetNames = Annotated[
+    list[str] | None, typer.Argument(metavar="NAME", help="The sets.", show_default=False, autocompletion=set_names)
+]
 Force = Annotated[bool, typer.Option("--force", help="Even while a guest is connected.")]
 Now = Annotated[
     bool, typer.Option("--now", help="After an unclean stop: let guests in at once, without scrubbing first.")

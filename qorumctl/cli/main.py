@@ -101,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(given: list[str]) -> int:
     outlet = Outlet()
     outlet.listen_to_logs()
+    if "_QORUMCTL_COMPLETE" in os.environ:
+        # A shell asks (contrib/completions). typer prepares for that only where it also adds options of its own.
+        from typer._completion_classes import completion_init
+
+        completion_init()
     try:
         outcome = app(args=given or ["--help"], prog_name="qorumctl", standalone_mode=False, obj=outlet)
         return outcome if isinstance(outcome, int) else 0

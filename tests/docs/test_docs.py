@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +30,7 @@ _VARYING = (
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "UUID"),
     (re.compile(r"\b(pid:?) \d+"), r"\1 PID"),
 )
+_FOR_SYSTEMD = ("qorumctl enable ", "qorumctl disable ")
 _INSTALLS = re.compile(r"(sudo )?(apt|apt-get) ")
 _FILE = re.compile(r"(?:[\w.-]+/)+[\w.-]*\w|[\w-]+\.(?:md|toml|py)")
 _FIRST_PARTS = {path.name for path in ROOT.iterdir()}
@@ -64,14 +68,29 @@ def _comparable(text: str) -> str:
 @pytest.mark.live
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_its_other_command_lines_run(document: str) -> None:
-    """What installs, or runs everything, is only looked up."""
+    """What installs, runs everything, or needs a systemd that runs is only looked up."""
     lines = [line for block in blocks(document) if block.language == "sh" for line in _lines(block)]
     commands = [line for line in lines if not _INSTALLS.match(line)]
     for line in [line for line in commands if line.startswith("make ")]:
         assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
     for line in [line for line in commands if line.startswith(".ci/")]:
         assert (ROOT / line.split()[0]).is_file(), line
-    runnable = [line for line in commands if not line.startswith(("make ", ".ci/"))]
+    for line in [line for line in commands if line.startswith("systemctl ")]:
+        units = re.findall(r"qorum-\w+@\w+\.\w+", line)
+        assert units, line
+        for unit in units:
+            assert (ROOT / "contrib/systemd" / re.sub(r"@\w+", "@", unit)).is_file(), line
+    for line in [line for line in commands if line.startswith(_FOR_SYSTEMD)]:
+        words = subprocess.run(
+            [sys.executable, "-m", "qorumctl.cli.main", line.split()[1], "--help"],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert all(option in words for option in re.findall(r"--\w+", line)), line
+    elsewhere = ("make ", ".ci/", "systemctl ", "install ", *_FOR_SYSTEMD)
+    runnable = [line for line in commands if not line.startswith(elsewhere)]
     if runnable:
         with scratch() as place:
             codes = outputs([part for line in runnable for part in (f"{{ {line}; }} >&2", "echo $?")], place)[1::2]

@@ -1,0 +1,157 @@
+"""`make install`: what lies under DESTDIR is a program that runs, on its own, as it will from PREFIX."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qorumctl
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "/usr/local"
+PLACED = [
+    "bin/qorumctl",
+    "lib/qorumctl/notify",
+    "lib/systemd/system/qorum-notify@.service",
+    "lib/systemd/system/qorum-scrub@.service",
+    "lib/systemd/system/qorum-scrub@.timer",
+    "lib/systemd/system/qorum-storage@.service",
+    "lib/systemd/system/qorum-watch@.service",
+    "lib/sysusers.d/qorum.conf",
+    "lib/tmpfiles.d/qorum.conf",
+    "share/bash-completion/completions/qorumctl",
+    "share/doc/qorumctl/operations.md",
+    "share/fish/vendor_completions.d/qorumctl.fish",
+    "share/qorumctl/schemas/qorum.status-1.json",
+    "share/zsh/site-functions/_qorumctl",
+]
+
+
+def make(task: str, destdir: Path, prefix: str = PREFIX, *, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """What the make target does once the checkout's environment stands."""
+    done = subprocess.run(
+        [ROOT / "contrib/install", task],
+        env=os.environ | {"DESTDIR": str(destdir), "PREFIX": prefix, "PIP_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def run(program: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Without anything of the checkout."""
+    return subprocess.run(
+        [program, *arguments],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "PYTHONPATH": "/nonexistent"} | environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def moved(destdir: Path) -> Path:
+    """The program, told that it lies where it does: what DESTDIR holds will be copied to PREFIX."""
+    program = destdir / "qorumctl"
+    text = (destdir / f".{PREFIX}/bin/qorumctl").read_text()
+    program.write_text(text.replace(f'"{PREFIX}/', f'"{destdir}{PREFIX}/'))
+    program.chmod(0o755)
+    return program
+
+
+# One test: an installation takes five seconds.
+def test_install_run_upgrade_uninstall(tmp_path: Path) -> None:
+    root = tmp_path / f".{PREFIX}"
+    stale = root / "lib/qorumctl/python/qorumctl/of_an_older_version.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    make("install", tmp_path)
+    assert [name for name in PLACED if not (root / name).is_file()] == []
+    assert not stale.exists()
+    assert {path.name for path in (root / "lib/qorumctl").iterdir()} == {"notify", "python"}
+
+    program = moved(tmp_path)
+    assert run(program, "--version").stdout == f"qorumctl {qorumctl.__version__}\n"
+    assert json.loads(run(program, "schema", "status").stdout) == json.loads(
+        (root / "share/qorumctl/schemas/qorum.status-1.json").read_text()
+    )
+    for line in (root / "bin/qorumctl").read_text().splitlines():
+        assert str(tmp_path) not in line
+    compiled = next((root / "lib/qorumctl/python/qorumctl/__pycache__").glob("errors.*.pyc"))
+    assert str(tmp_path).encode() not in compiled.read_bytes()
+    assert not [path for path in root.rglob("*") if path.lstat().st_mode & 0o022 and not path.is_symlink()]
+    assert run(program, "list", QORUM_CONFIG_DIR=str(tmp_path / "none"), XDG_RUNTIME_DIR="/x").returncode == 0
+    _completes(root, program, tmp_path)
+    _refuses_another_python(program)
+
+    make("uninstall", tmp_path)
+    assert [path for path in root.rglob("*") if not path.is_dir()] == []
+
+
+def _completes(root: Path, program: Path, place: Path) -> None:
+    """bash, for real; the other shells ask the program the same."""
+    (place / "c").mkdir(mode=0o755)
+    for name in ("web01", "web02", "db"):
+        (place / "c" / f"{name}.toml").touch()
+    script = f"""
+        source {root}/share/bash-completion/completions/qorumctl
+        ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _qorumctl {program}; echo "${{COMPREPLY[*]}}"; }}
+        ask qorumctl ena
+        ask qorumctl status we
+        ask qorumctl scrub --rep
+        ask qorumctl copy re
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": "/usr/bin:/bin", "QORUM_CONFIG_DIR": str(place / "c"), "HOME": "/x", "XDG_RUNTIME_DIR": "/x"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["enable", "web01 web02", "--report --repair", "rejoin replace"]
+    environment = {"_QORUMCTL_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "qorumctl ena"}
+    assert '"enable"' in run(program, **environment).stdout
+    environment = {"_QORUMCTL_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "qorumctl ena"}
+    assert run(program, **environment, _TYPER_COMPLETE_FISH_ACTION="get-args").stdout.startswith("enable\t")
+
+
+def _refuses_another_python(program: Path) -> None:
+    """After an upgrade of the system: compiled modules would fail to load, with words that help nobody."""
+    text = program.read_text()
+    program.write_text(re.sub(r"!= \(3, \d+\)", "!= (3, 4)", text).replace("Python 3.11", "Python 3.4"))
+    done = run(program, "--version")
+    assert done.returncode == 1
+    assert done.stderr.startswith("qorumctl: It was installed for Python 3.")
+    assert "make install" in done.stderr
+
+
+@pytest.mark.parametrize("prefix", ["usr", "/usr/", "/a b", "/a|b", "/a$b"])
+def test_a_prefix_that_would_break_the_units_is_refused(tmp_path: Path, prefix: str) -> None:
+    assert "PREFIX must be" in make("uninstall", tmp_path, prefix, code=1).stderr
+
+
+def test_uninstalling_leaves_other_things_alone(tmp_path: Path) -> None:
+    others = [tmp_path / f".{PREFIX}" / name for name in ("bin/other", "lib/systemd/system/other.service")]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    make("uninstall", tmp_path)
+    assert all(path.exists() for path in others)
+
+
+def test_the_completions_of_bash_parse() -> None:
+    subprocess.run(["bash", "-n", ROOT / "contrib/completions/qorumctl.bash"], check=True)
+    for script in ("contrib/install", "contrib/systemd/notify"):
+        subprocess.run(["bash", "-n", ROOT / script], check=True)
+        assert (ROOT / script).stat().st_mode & 0o111
