@@ -28,6 +28,10 @@ PLACED = [
     "share/bash-completion/completions/qorumctl",
     "share/doc/qorumctl/operations.md",
     "share/fish/vendor_completions.d/qorumctl.fish",
+    "share/man/man1/qorumctl.1",
+    "share/man/man5/qorumctl.toml.5",
+    "share/man/man7/qorum.7",
+    "share/qorumctl/prometheus/qorum.rules.yml",
     "share/qorumctl/schemas/qorum.status-1.json",
     "share/zsh/site-functions/_qorumctl",
 ]
