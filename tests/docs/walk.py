@@ -29,7 +29,7 @@ DOCUMENTS = (
     *(f"docs/{name}.md" for name in ("architecture", "metrics", "safety", "integration", "operations", "runbook")),
 )
 _MARK = "@@end-of-command@@"
-_DEADLINE_S = 120
+_DEADLINE_S = 170
 _IS_FILE = re.compile(r"# (/srv/[\w.-]+)\n")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
