@@ -151,6 +151,8 @@ def _environment(place: Scratch) -> dict[str, str]:
         "QORUM_CONFIG_DIR": str(place.places["/etc/qorum/sets"]),
         "QORUM_STATE_DIR": str(place.places["/var/lib/qorum"]),
         "QORUM_RUNTIME_DIR": str(place.places["/run/qorum"]),
+        # A server that is killed leaves its temporary directory behind.
+        "TMPDIR": str(place.run),
         "COLUMNS": "100",
         "LC_ALL": "C.UTF-8",
     }
