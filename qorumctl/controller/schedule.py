@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qorumctl.errors import UsageError
 
-_LOOK_TIMEOUT_S = 10.0
+_LOOK_TIMEOUT_S = 60.0
 _BUDGET = re.compile(r"([1-9]\d{0,4})(s|min|h)")
 _UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
