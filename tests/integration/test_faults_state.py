@@ -559,7 +559,8 @@ async def test_what_a_daemon_holds_back_is_waited_for_whatever_the_clock_says(
 
 
 def test_the_wall_clock_is_asked_only_for_what_is_shown() -> None:
-    """records.now, for what is written down to be read by people; the time of an event where the daemon gave none."""
+    """records.now, for what is written down to be read by people; the time of an event where the daemon gave none; when
+    metrics were taken."""
     source = Path(sys.modules["qorumctl"].__file__ or "").parent
     asked = {
         str(path.relative_to(source))
@@ -567,4 +568,4 @@ def test_the_wall_clock_is_asked_only_for_what_is_shown() -> None:
         for words in ("datetime.now(", "time.time(", "utcnow(", "time.ctime(", "CLOCK_REALTIME", ".st_mtime", "gmtime(")
         if words in path.read_text()
     }
-    assert asked == {"store/records.py", "daemon/events.py"}
+    assert asked == {"store/records.py", "daemon/events.py", "controller/metrics.py"}
