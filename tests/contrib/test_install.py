@@ -37,11 +37,13 @@ PLACED = [
 ]
 
 
-def make(task: str, destdir: Path, prefix: str = PREFIX, *, code: int = 0) -> subprocess.CompletedProcess[str]:
+def make(
+    task: str, destdir: Path, prefix: str = PREFIX, *, code: int = 0, pip: Path | str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """What the make target does once the checkout's environment stands."""
     done = subprocess.run(
         [ROOT / "contrib/install", task],
-        env=os.environ | {"DESTDIR": str(destdir), "PREFIX": prefix, "PIP_PYTHON": sys.executable},
+        env=os.environ | {"DESTDIR": str(destdir), "PREFIX": prefix, "PIP_PYTHON": str(pip)},
         capture_output=True,
         text=True,
         timeout=150,
@@ -143,6 +145,19 @@ def _refuses_another_python(program: Path) -> None:
 @pytest.mark.parametrize("prefix", ["usr", "/usr/", "/a b", "/a|b", "/a$b"])
 def test_a_prefix_that_would_break_the_units_is_refused(tmp_path: Path, prefix: str) -> None:
     assert "PREFIX must be" in make("uninstall", tmp_path, prefix, code=1).stderr
+
+
+def test_what_cannot_be_placed_ends_the_installation(tmp_path: Path) -> None:
+    """And is not followed by a success. pip, which takes the time, is left out."""
+    blocked = tmp_path / f".{PREFIX}/share/bash-completion"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\nwhile [ "$1" != --target ]; do shift; done\nmkdir -p "$2/qorumctl"\n')
+    pip.chmod(0o755)
+    done = make("install", tmp_path, code=1, pip=pip)
+    assert str(blocked) in done.stderr
+    assert not (tmp_path / f".{PREFIX}/share/doc").exists()
 
 
 def test_uninstalling_leaves_other_things_alone(tmp_path: Path) -> None:
