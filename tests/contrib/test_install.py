@@ -153,10 +153,17 @@ def test_what_cannot_be_placed_ends_the_installation(tmp_path: Path) -> None:
     blocked.parent.mkdir(parents=True)
     blocked.touch()
     pip = tmp_path / "pip"
-    pip.write_text('#!/bin/sh\nwhile [ "$1" != --target ]; do shift; done\nmkdir -p "$2/qorumctl"\n')
+    seen = tmp_path / "seen"
+    pip.write_text(
+        f'#!/bin/sh\nwhile [ "$1" != --target ]; do shift; done\nmkdir -p "$2/qorumctl"\n(cd "$3"; pwd; ls) >{seen}\n'
+    )
     pip.chmod(0o755)
     done = make("install", tmp_path, code=1, pip=pip)
     assert str(blocked) in done.stderr
+    # Built from a copy: nothing that root makes is left in somebody's checkout, and the copy is gone.
+    place, *files = seen.read_text().splitlines()
+    assert {"pyproject.toml", "qorumctl"} <= set(files)
+    assert not Path(place).exists()
     assert not (tmp_path / f".{PREFIX}/share/doc").exists()
 
 
