@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qorumctl.controller import units
@@ -135,7 +135,8 @@ def disable(context: SetContext, systemd: Systemd) -> Result:
 
 
 def _check_directories(context: SetContext, systemd: Systemd) -> None:
-    if context.directories != systemd.directories:
+    # Where metrics go is the units' own affair.
+    if replace(context.directories, textfile=None) != systemd.directories:
         raise RefusedError(
             f"The units look for sets in {systemd.directories.config}, and not in {context.directories.config}.",
             remedy="Unset QORUM_CONFIG_DIR, QORUM_STATE_DIR and QORUM_RUNTIME_DIR. Nothing was changed.",

@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -109,6 +110,12 @@ def test_enable_twice_changes_nothing(machine: Machine) -> None:
     machine.called()
     done = machine.sets.enable("web01", "weekly", systemd=machine.systemd)
     assert (done.changed, done.warnings, machine.called()) == (False, [], [])
+
+
+def test_where_the_caller_s_metrics_go_is_no_obstacle(machine: Machine, directories: Directories) -> None:
+    """QORUM_TEXTFILE_DIR: the sets are those of the units all the same."""
+    sets = QuorumSets(replace(directories, textfile=Path("/metrics")))
+    assert sets.enable("web01", systemd=machine.systemd).changed
 
 
 def test_enable_again_changes_the_schedule(machine: Machine) -> None:
