@@ -10,6 +10,7 @@ import os
 import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from qorumctl import paths
 from qorumctl.errors import RefusedError
@@ -40,13 +41,21 @@ def owns_state(user: pwd.struct_passwd, directories: Directories) -> bool:
 
 
 def become(user: pwd.struct_passwd) -> None:
-    """For good, with all groups of `user`."""
+    """For good, with all groups of `user` and its home: in another what we start must not look for modules."""
     try:
         os.initgroups(user.pw_name, user.pw_gid)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
     except OSError as error:
         raise _cannot(user, error) from None
+    os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
+    program = Path(__file__)
+    if not os.access(program, os.R_OK):
+        # A checkout in root's home. Most of our modules are yet to be imported.
+        raise RefusedError(
+            f"{user.pw_name}, as whom root's commands run here, cannot read {program.parent}.",
+            remedy="Run the qorumctl that 'make install' has placed, or move the checkout to where all can read it.",
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from qorumctl.service_user import acting_as, acting_user
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
 SERVICE_USER = "nobody"
+ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAM = """
 import os, sys
@@ -28,6 +30,7 @@ from qorumctl.cli.main import main
 try:
     main(sys.argv[2:])
 finally:
+    print(os.environ.get("HOME"), os.environ.get("USER"), file=sys.stderr)
     print(os.getresuid(), os.getresgid(), file=sys.stderr)
 """
 
@@ -46,12 +49,20 @@ def directories(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Directories
     return made
 
 
-def run(directories: Directories, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def checkout(short_dir: Path) -> Path:
+    """A copy that all can read, wherever this one lies."""
+    return shutil.copytree(ROOT / "qorumctl", short_dir / "checkout/qorumctl").parent
+
+
+def run(directories: Directories, checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """With the rights that the process has at its end as the last line of standard error."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QORUM_")}
+    modules = [str(checkout), *(path for path in sys.path if path and Path(path) != ROOT)]
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(directories.state.parent), *arguments],
-        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=environment | {"PYTHONPATH": os.pathsep.join(modules)},
+        cwd="/",
         capture_output=True,
         text=True,
         timeout=60,
@@ -60,17 +71,29 @@ def run(directories: Directories, *arguments: str) -> subprocess.CompletedProces
 
 
 @as_root
-def test_root_acts_as_the_service_user_for_good(directories: Directories) -> None:
-    done = run(directories, "list")
+def test_root_acts_as_the_service_user_for_good(directories: Directories, checkout: Path) -> None:
+    done = run(directories, checkout, "list")
     user = pwd.getpwnam(SERVICE_USER)
     assert done.stdout == "No set is defined. 'qorumctl create' makes one.\n"
-    assert done.stderr.splitlines()[-1] == f"{(user.pw_uid,) * 3} {(user.pw_gid,) * 3}"
+    assert done.stderr.splitlines()[-2:] == [
+        f"{user.pw_dir} {user.pw_name}",
+        f"{(user.pw_uid,) * 3} {(user.pw_gid,) * 3}",
+    ]
+
+
+@as_root
+def test_a_checkout_that_the_service_user_cannot_read_is_named(directories: Directories, checkout: Path) -> None:
+    """One in root's home. Modules that are imported later cannot be found then."""
+    checkout.chmod(0o700)
+    done = run(directories, checkout, "list")
+    assert f"nobody, as whom root's commands run here, cannot read {checkout}/qorumctl." in done.stderr
+    assert "make install" in done.stderr
 
 
 @as_root
 @pytest.mark.parametrize("command", ["enable", "disable"])
-def test_what_only_root_can_do_root_does(directories: Directories, command: str) -> None:
-    assert run(directories, command, "--help").stderr.splitlines()[-1] == "(0, 0, 0) (0, 0, 0)"
+def test_what_only_root_can_do_root_does(directories: Directories, checkout: Path, command: str) -> None:
+    assert run(directories, checkout, command, "--help").stderr.splitlines()[-1] == "(0, 0, 0) (0, 0, 0)"
 
 
 @as_root
