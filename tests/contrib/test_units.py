@@ -142,6 +142,26 @@ def test_stopping_a_scrub_asks_it_to_pause_and_that_is_its_exit_code() -> None:
         assert running.wait(60) == 6
 
 
+@pytest.mark.parametrize(
+    ("main_pid", "called"), [("7", ["pause web01", "stop --force web01"]), ("", [])], ids=["runs", "has ended"]
+)
+def test_stopping_the_daemon_stops_the_one_of_the_unit(tmp_path: Path, main_pid: str, called: list[str]) -> None:
+    """systemd runs ExecStop= also when the daemon has ended by itself: `qorumctl restart` by hand has begun another by
+    then, which guests use."""
+    program = tmp_path / "qorumctl"
+    program.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\necho no >&2\nexit 1\n')
+    program.chmod(0o755)
+    (line,) = setting("qorum-storage@.service", "ExecStop")
+    script = line.removeprefix("-/bin/sh -c '").removesuffix("'").replace("$$", "$").replace("%i", "web01")
+    script = script.replace("/usr/local/bin/qorumctl", str(program))
+    environment = {"PATH": "/usr/bin:/bin"} | ({"MAINPID": main_pid} if main_pid else {})
+    done = subprocess.run(["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    # That there was no scrub to be paused is no news.
+    assert (done.returncode, done.stderr) == ((1, "no\n") if called else (0, ""))
+    calls = tmp_path / "calls"
+    assert (calls.read_text().splitlines() if calls.exists() else []) == called
+
+
 def test_every_failure_is_told() -> None:
     units = ("qorum-storage@.service", "qorum-watch@.service", "qorum-scrub@.service")
     assert [setting(unit, "OnFailure") for unit in units] == [["qorum-notify@%n.service"]] * 3
