@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def setting(unit: str, key: str) -> list[str]:
 
 
 def test_a_scrub_fails_when_damage_is_left_and_not_when_it_is_repaired_or_paused() -> None:
-    assert setting("qorum-scrub@.service", "SuccessExitStatus") == ["3 6"]
+    assert setting("qorum-scrub@.service", "SuccessExitStatus") == ["3 6 143 SIGTERM"]
 
 
 @pytest.mark.parametrize(("status", "warned"), [("0", False), ("3", True), ("6", False), ("4", False)])
@@ -128,6 +129,18 @@ def test_a_scrub_s_exit_code_passes_through_its_budget(budget: str) -> None:
     at = words.index("/usr/local/bin/qorumctl")
     before = [word.replace("${BUDGET}", budget) for word in words[:at]]
     assert subprocess.run([*before, "/bin/sh", "-c", "exit 3"], check=False).returncode == 3
+
+
+def test_a_scrub_that_is_stopped_as_it_begins_has_not_failed() -> None:
+    words = setting("qorum-scrub@.service", "ExecStart")[0].split()
+    before = [word.replace("${BUDGET}", "1h") for word in words[: words.index("/usr/local/bin/qorumctl")]]
+    with subprocess.Popen([*before, "/bin/sh", "-c", "echo ready; exec sleep 60"], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        running.terminate()
+        code = running.wait(60)
+    ended = signal.Signals(-code).name if code < 0 else str(code)
+    assert ended in setting("qorum-scrub@.service", "SuccessExitStatus")[0].split()
 
 
 def test_stopping_a_scrub_asks_it_to_pause_and_that_is_its_exit_code() -> None:
@@ -165,6 +178,14 @@ def test_stopping_the_daemon_stops_the_one_of_the_unit(tmp_path: Path, main_pid:
 def test_every_failure_is_told() -> None:
     units = ("qorum-storage@.service", "qorum-watch@.service", "qorum-scrub@.service")
     assert [setting(unit, "OnFailure") for unit in units] == [["qorum-notify@%n.service"]] * 3
+
+
+def test_a_mailer_keeps_the_rights_that_it_needs() -> None:
+    """setuid or setgid: what systemd.exec(5) lists under NoNewPrivileges= would take them away. The list is long, and
+    what the unit may have is short."""
+    text = (ROOT / "contrib/systemd/qorum-notify@.service").read_text()
+    confined = set(re.findall(r"^((?:Private|Protect|Restrict|Lock|Memory|System|No|Dynamic)\w+)=", text, re.MULTILINE))
+    assert confined == {"ProtectSystem", "ProtectHome", "PrivateTmp", "ProtectControlGroups"}
 
 
 def test_the_notification_reaches_the_journal_and_root_s_mail(tmp_path: Path) -> None:
