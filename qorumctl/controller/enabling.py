@@ -146,8 +146,8 @@ def _check_directories(context: SetContext, systemd: Systemd) -> None:
     if user is None or not owns_state(user, context.directories):
         raise RefusedError(
             f"{context.directories.state} does not belong to the user {SERVICE_USER}, as whom the units run.",
-            remedy="Run 'systemd-sysusers' and 'systemd-tmpfiles --create'; sets that root has made must be given to "
-            f"{SERVICE_USER}, see docs/operations.md. Nothing was changed.",
+            remedy="Where it does not exist, run 'systemd-sysusers' and 'systemd-tmpfiles --create'. Sets that root "
+            f"has made must be given to {SERVICE_USER}: see docs/operations.md. Nothing was changed.",
             set_name=context.name,
         )
 

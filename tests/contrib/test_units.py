@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -221,22 +222,33 @@ def test_without_a_mailer_the_journal_is_told_all_the_same(tmp_path: Path) -> No
     assert done.stdout.startswith("<1>x.service has failed")
 
 
-@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed")
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
-def test_the_user_and_its_directories(tmp_path: Path) -> None:
+def make_directories(root: Path) -> dict[str, tuple[int, int]]:
+    """With the user: as `make install` and each boot do. Path -> owner and mode."""
     files = ROOT / "contrib/systemd"
-    (tmp_path / "etc").mkdir()
+    (root / "etc").mkdir(exist_ok=True)
     for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"]):
         file = files / f"qorum.{command[0].removeprefix('systemd-')}"
-        subprocess.run([*command, f"--root={tmp_path}", str(file)], capture_output=True, timeout=60, check=True)
-    uid = next(
-        int(line.split(":")[2])
-        for line in (tmp_path / "etc/passwd").read_text().splitlines()
-        if line.startswith("qorum:")
-    )
-    facts = {path: (tmp_path / path).stat() for path in ("etc/qorum/sets", "var/lib/qorum", "run/qorum")}
-    assert {path: (one.st_uid, stat.S_IMODE(one.st_mode)) for path, one in facts.items()} == {
-        "etc/qorum/sets": (uid, 0o750),
-        "var/lib/qorum": (uid, 0o750),
-        "run/qorum": (uid, 0o755),
-    }
+        subprocess.run([*command, f"--root={root}", str(file)], capture_output=True, timeout=60, check=True)
+    facts = {path: (root / path).stat() for path in ("etc/qorum/sets", "var/lib/qorum", "run/qorum")}
+    return {path: (one.st_uid, stat.S_IMODE(one.st_mode)) for path, one in facts.items()}
+
+
+def makes_users(test: Callable[..., None]) -> Callable[..., None]:
+    lacking = pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed")
+    return lacking(pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")(test))
+
+
+@makes_users
+def test_the_user_and_its_directories(tmp_path: Path) -> None:
+    made = make_directories(tmp_path)
+    lines = (tmp_path / "etc/passwd").read_text().splitlines()
+    uid = next(int(line.split(":")[2]) for line in lines if line.startswith("qorum:"))
+    assert made == {"etc/qorum/sets": (uid, 0o750), "var/lib/qorum": (uid, 0o750), "run/qorum": (uid, 0o755)}
+
+
+@makes_users
+def test_what_root_has_made_stays_root_s(tmp_path: Path) -> None:
+    """Root acts as the owner of the state directory: if it were given away, sets that run could not be stopped."""
+    for path in ("etc/qorum/sets", "var/lib/qorum", "run/qorum"):
+        (tmp_path / path).mkdir(parents=True, mode=0o755)
+    assert set(make_directories(tmp_path).values()) == {(0, 0o755)}
