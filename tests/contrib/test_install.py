@@ -38,7 +38,7 @@ PLACED = [
 
 
 def make(
-    task: str, destdir: Path, prefix: str = PREFIX, *, code: int = 0, pip: Path | str = sys.executable
+    task: str, destdir: Path | str, prefix: str = PREFIX, *, code: int = 0, pip: Path | str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
     """What the make target does once the checkout's environment stands."""
     done = subprocess.run(
@@ -174,6 +174,26 @@ def test_uninstalling_leaves_other_things_alone(tmp_path: Path) -> None:
         path.touch()
     make("uninstall", tmp_path)
     assert all(path.exists() for path in others)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's installation is known to systemd")
+def test_sets_that_systemd_runs_keep_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their unit could not stop them in order any more."""
+    program, prefix, enabled = tmp_path / "p/bin/qorumctl", str(tmp_path / "p"), tmp_path / "multi-user.target.wants"
+    systemctl = tmp_path / "bin/systemctl"
+    for path in (program, enabled / "qorum-storage@web01.service", systemctl):
+        path.parent.mkdir(parents=True)
+        path.touch(mode=0o755)
+    systemctl.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n')
+    monkeypatch.setenv("SYSTEMD_BOOTED", str(tmp_path))
+    monkeypatch.setenv("SYSTEMD_UNITS", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    assert "runs sets: qorum-storage@web01.service." in make("uninstall", "", prefix, code=1).stderr
+    assert program.exists()
+    (enabled / "qorum-storage@web01.service").unlink()
+    make("uninstall", "", prefix)
+    assert not program.exists()
+    assert (tmp_path / "calls").read_text() == "daemon-reload\n"
 
 
 def test_the_completions_of_bash_parse() -> None:
