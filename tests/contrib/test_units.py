@@ -18,6 +18,7 @@ import pytest
 from qorumctl.controller.schedule import WORDS
 from qorumctl.controller.units import FILE_NAME, drop_ins
 from qorumctl.model.spec import CopySpec, FileSource, NbdSource, SetSpec
+from tests.docs.walk import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(path for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in {".service", ".timer"})
@@ -91,6 +92,22 @@ def test_what_enable_adds_fits_them(installed: Path, tmp_path: Path, schedule: s
         (tmp_path / f"{unit}.d").mkdir()
         (tmp_path / f"{unit}.d" / FILE_NAME).write_text(text)
     verify(tmp_path, *instances("web01"))
+
+
+@with_systemd
+def test_what_the_documentation_adds_for_metrics_reaches_every_service(installed: Path, tmp_path: Path) -> None:
+    (block,) = [block.text for block in blocks("docs/operations.md") if block.language == "ini"]
+    path = re.match(r"# /etc/systemd/system/(.*)\n", block)
+    assert path is not None
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    drop_in = tmp_path / path[1]
+    drop_in.parent.mkdir()
+    drop_in.write_text(block)
+    verify(tmp_path, *instances("web01"))
+    drop_in.write_text(block.replace("Environment", "Surroundings"))
+    for unit in (unit for unit in instances("web01") if unit.endswith(".service")):
+        with pytest.raises(AssertionError, match="Surroundings"):
+            verify(tmp_path, unit)
 
 
 @with_systemd
