@@ -78,12 +78,17 @@ def moved(destdir: Path) -> Path:
 # One test: an installation takes five seconds.
 def test_install_run_upgrade_uninstall(tmp_path: Path) -> None:
     root = tmp_path / f".{PREFIX}"
-    stale = root / "lib/qorumctl/python/qorumctl/of_an_older_version.py"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
+    stale = [
+        root / "lib/qorumctl/python/qorumctl/of_an_older_version.py",
+        root / "share/qorumctl/schemas/qorum.status-0.json",
+        root / "share/doc/qorumctl/of-an-older-version.md",
+    ]
+    for path in stale:
+        path.parent.mkdir(parents=True)
+        path.touch()
     make("install", tmp_path)
     assert [name for name in PLACED if not (root / name).is_file()] == []
-    assert not stale.exists()
+    assert [path for path in stale if path.exists()] == []
     assert {path.name for path in (root / "lib/qorumctl").iterdir()} == {"notify", "python"}
 
     program = moved(tmp_path)
