@@ -42,8 +42,7 @@ def drop_ins(spec: SetSpec, directories: Sequence[str], mounts: Sequence[str], s
     if any(isinstance(copy.source, NbdSource) and copy.source.endpoint.host for copy in spec.copies):
         wanted.append("network-online.target")
     order = f"[Unit]\nWants={' '.join(wanted)}\nAfter={' '.join(wanted)}\n" if wanted else ""
-    # "-": a directory that is away must not keep the others from being used.
-    writable = "".join(f"ReadWritePaths={_quoted(f'-{path}')}\n" for path in directories)
+    writable = "".join(map(_writable, directories))
     return {
         storage_unit(spec.name): f"{head}{order}[Service]\n{writable}",
         scrub_unit(spec.name): f"{head}[Service]\nEnvironment=BUDGET={schedule.budget_s}\n{writable}",
@@ -56,7 +55,9 @@ def drop_ins(spec: SetSpec, directories: Sequence[str], mounts: Sequence[str], s
 
 def image_directories(spec: SetSpec) -> list[str]:
     """Of the set's image files, without repetition."""
-    return list(dict.fromkeys(str(PurePosixPath(c.source.path).parent) for c in spec.copies if c.source.type == "file"))
+    images = [PurePosixPath(copy.source.path) for copy in spec.copies if copy.source.type == "file"]
+    # "//srv" is a root of its own to pathlib, and to nobody else here.
+    return list(dict.fromkeys(str(PurePosixPath("/", *image.parts[1:-1])) for image in images))
 
 
 def mount_points(directories: Iterable[str], table: str) -> list[str]:
@@ -89,11 +90,21 @@ def _unescaped(field: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
-def _quoted(path: str) -> str:
-    """One word of a unit file: quotes and backslashes are escaped, and a percent sign would begin a specifier."""
-    if not path.isprintable():
+def _writable(directory: str) -> str:
+    """One word of a unit file: quotes and backslashes are escaped, and a percent sign would begin a specifier. "-": a
+    directory that is away must not keep the others from being used."""
+    if not directory.isprintable():
         raise RefusedError(
-            f"The path {path[1:]!r} holds characters that no unit file can.", remedy="Give it another name.", path=path
+            f"The path {directory!r} holds characters that no unit file can.",
+            remedy="Give it another name.",
+            path=directory,
         )
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
+    if ".." in PurePosixPath(directory).parts:
+        # Such a line is dropped, with a warning in the journal: nothing could be noted beside the image.
+        raise RefusedError(
+            f"systemd takes no path with '..' in it: {directory}.",
+            remedy="Write it without in the definition, and restart the set.",
+            path=directory,
+        )
+    escaped = directory.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'ReadWritePaths="-{escaped}"\n'

@@ -56,6 +56,19 @@ def test_a_path_that_no_unit_file_can_hold_is_refused() -> None:
         drop_ins(LOCAL, ["/srv/a\tb"], [], WORDS["monthly"])
 
 
+def test_a_path_that_systemd_would_drop_is_refused() -> None:
+    """With a line in its log: "path is not normalized, ignoring"."""
+    with pytest.raises(RefusedError, match=r"no path with '\.\.' in it: /srv/a/\.\./b\.") as refused:
+        drop_ins(LOCAL, ["/srv/a/../b"], [], WORDS["monthly"])
+    assert refused.value.path == "/srv/a/../b"
+    assert drop_ins(LOCAL, ["/srv/a..b"], [], WORDS["monthly"])
+
+
+def test_a_directory_is_named_as_the_mount_table_does() -> None:
+    images = spec(*(FileSource(path=f"//srv/./{path}.raw") for path in ("a/x", "b/y", "b/z")))
+    assert image_directories(images) == ["/srv/a", "/srv/b"]
+
+
 def test_the_schedule_takes_the_place_of_the_template_s() -> None:
     texts = drop_ins(LOCAL, [], [], WORDS["nightly"])
     assert "OnCalendar=\nOnCalendar=*-*-* 01:00:00\n" in texts["qorum-scrub@web01.timer"]
