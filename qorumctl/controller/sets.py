@@ -60,7 +60,7 @@ class QuorumSets:
 
     Where an `observer` is taken it is told of the work from another thread; `control.stop(StopReason.INTERRUPTED)`,
     from any thread, ends that work in order. Cancelling the task does the same before CancelledError is raised.
-    Methods that are not `async` read files for some milliseconds.
+    Methods that are not `async` read files for some milliseconds; `enable` and `disable` wait for systemctl.
     """
 
     def __init__(self, directories_: Directories | None = None, *, timeouts: Timeouts | None = None) -> None:
@@ -203,13 +203,20 @@ class QuorumSets:
         systemd: enabling.Systemd | None = None,
     ) -> Result:
         """Has systemd run the set from boot to shutdown and scrub it. `when`: nightly, daily, weekly, monthly, or what
-        OnCalendar= takes. `budget`: how long a scrub goes on before it pauses, such as 4h."""
+        OnCalendar= takes. `budget`: how long a scrub goes on before it pauses, such as 4h; "0": without end. What does
+        not run yet is in `warnings`. The same again is no error: `changed` is false.
+
+        For root. UsageError for a schedule or budget that cannot be taken; RefusedError where systemd does not run, its
+        units are not installed, or the state is not that of the user qorum; QorumError where systemctl fails: what was
+        changed is undone.
+        """
         systemd = systemd or enabling.Systemd()
         systemd.check("enable")
         return enabling.enable(self._context(name), schedule.parse_schedule(when, budget), systemd)
 
     def disable(self, name: str, *, systemd: enabling.Systemd | None = None) -> Result:
-        """Takes back what `enable` did. A set that runs goes on."""
+        """Takes back what `enable` did. A set that runs goes on; one that is not enabled is no error: `changed` is
+        false. Errors as of `enable`."""
         return enabling.disable(self._context(name), systemd or enabling.Systemd())
 
     # -- looking
