@@ -84,7 +84,7 @@ async def _scrub_stopped(
 
 
 async def ask(context: SetContext, what: Request) -> ScrubReport:
-    """`pause` and `cancel`: returns the run's report when it has stopped."""
+    """`pause` and `cancel`: returns the run's report when it has stopped, and the set is free."""
     with context.store() as store:
         holder = SetLock.held_by(context.state_dir)
         asked = store.request(what, holder[0]) if holder is not None else None
@@ -100,10 +100,12 @@ async def ask(context: SetContext, what: Request) -> ScrubReport:
                 set_name=context.name,
             )
         ends_at_s = time.monotonic() + context.timeouts.stop_s
-        while (run := store.run(asked.id)) is not None and run.state is RunState.RUNNING:
-            if SetLock.held_by(context.state_dir) is None:
-                break
+        # Until it has let go of the lock: whoever pauses a scrub has something else to do with the set.
+        while SetLock.held_by(context.state_dir) == holder:
             if time.monotonic() > ends_at_s:
+                run = store.run(asked.id)
+                if run is None or run.state is not RunState.RUNNING:
+                    break
                 raise QorumError(
                     f"The scrub of {context.name} (pid {asked.pid}) has not stopped within "
                     f"{context.timeouts.stop_s:g} s.",
