@@ -193,6 +193,13 @@ def test_stopping_the_daemon_stops_the_one_of_the_unit(tmp_path: Path, main_pid:
     assert (calls.read_text().splitlines() if calls.exists() else []) == called
 
 
+@pytest.mark.parametrize("unit", ["qorum-storage@.service", "qorum-watch@.service"])
+def test_an_operator_s_own_starts_are_not_refused(unit: str) -> None:
+    """systemd counts them, too, and the starts of the watcher that come with those of the daemon."""
+    assert setting(unit, "StartLimitIntervalSec") == ["10min"]
+    assert setting(unit, "StartLimitBurst") == ["20"]
+
+
 def test_every_failure_is_told() -> None:
     units = ("qorum-storage@.service", "qorum-watch@.service", "qorum-scrub@.service")
     assert [setting(unit, "OnFailure") for unit in units] == [["qorum-notify@%n.service"]] * 3
