@@ -8,18 +8,21 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from qorumctl.controller.background import in_thread
 from qorumctl.controller.context import SetContext
 from qorumctl.errors import LockedError, QorumError, RefusedError, StoreError, UsageError
-from qorumctl.files import reason, write_atomically
+from qorumctl.files import read_bounded, reason, write_atomically
 from qorumctl.model.status import CopyState
 from qorumctl.store import SetLock
 
 _LOCK_NAME = "metrics.lock"
+_NOTE_NAME = "metrics.paths"
+"""Where files were written, between NULs: whoever deletes the set may be told of another directory, or of none."""
+_MOST_NOTED_BYTES = 16384
 _POLL_S = 0.05
 _WRITE_S = 10.0
 _log = logging.getLogger("qorumctl.metrics")
@@ -28,7 +31,11 @@ _log = logging.getLogger("qorumctl.metrics")
 def path_of(context: SetContext) -> Path | None:
     """None where nobody has asked for a file (QORUM_TEXTFILE_DIR)."""
     directory = context.directories.textfile
-    return None if directory is None else directory / f"qorum-{context.name}.prom"
+    return None if directory is None else directory / _name(context)
+
+
+def _name(context: SetContext) -> str:
+    return f"qorum-{context.name}.prom"
 
 
 @asynccontextmanager
@@ -88,6 +95,8 @@ async def _publish(context: SetContext, path: Path) -> bool:
         with lock:
             if context.is_defined():
                 write(path, text)
+                with suppress(OSError):
+                    _note(context, path)
 
     async with asyncio.timeout(_WRITE_S):
         # A write that hangs keeps the lock when nobody waits for it any more: it must not end after a later one.
@@ -129,21 +138,43 @@ def write(path: Path, text: str) -> None:
 
 
 async def remove(context: SetContext) -> str | None:
-    """For a set that is deleted, whose watcher has ended. Returns a warning where that did not work; never raises."""
-    path = path_of(context)
-    if path is None:
+    """For a set that is deleted, whose watcher has ended: wherever its files were written. Returns a warning where that
+    did not work; never raises."""
+    own = path_of(context)
+    paths = list(dict.fromkeys([*_noted(context), *([own] if own is not None else [])]))
+    if not paths:
         return None
+    left: list[str] = []
     try:
         # A watcher's last write may still be under way.
         with await _turn(context):
-            path.unlink(missing_ok=True)
-            for left in path.parent.glob(f".{path.name}.*.tmp"):
-                left.unlink(missing_ok=True)
+            for path in paths:
+                try:
+                    path.unlink(missing_ok=True)
+                    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+                        temporary.unlink(missing_ok=True)
+                except OSError as error:
+                    left.append(f"{path} was left, and tells of a set that is gone: {reason(error)}.")
     except QorumError as error:
-        return f"{path} was left, and tells of a set that is gone. {error}"
-    except OSError as error:
-        return f"{path} was left, and tells of a set that is gone: {reason(error)}."
-    return None
+        left.append(f"{paths[0]} was left, and tells of a set that is gone. {error}")
+    return " ".join(left) or None
+
+
+def _noted(context: SetContext) -> list[Path]:
+    try:
+        content, _ = read_bounded(context.state_dir / _NOTE_NAME, _MOST_NOTED_BYTES, follow=False)
+    except OSError:
+        return []
+    found = [Path(os.fsdecode(name)) for name in content.split(b"\0")]
+    return [path for path in found if path.name == _name(context)]
+
+
+def _note(context: SetContext, path: Path) -> None:
+    noted = _noted(context)
+    if path not in noted:
+        content = b"\0".join(os.fsencode(one) for one in [*noted, path])
+        if len(content) <= _MOST_NOTED_BYTES:
+            write_atomically(context.state_dir / _NOTE_NAME, content, 0o600)
 
 
 def _who() -> str:

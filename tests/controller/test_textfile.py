@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,25 @@ async def test_it_goes_with_the_set(context: SetContext, directories: Directorie
     assert await textfile.remove(context) is None
     assert await textfile.remove(context) is None
     assert files(directories) == ["qorum-x.prom"]
+
+
+async def test_it_goes_with_the_set_whatever_the_environment_of_delete(context: SetContext, tmp_path: Path) -> None:
+    """Root's shell knows nothing of the directory that the units write to."""
+    (tmp_path / "other").mkdir()
+    for directory in (tmp_path / "metrics", tmp_path / "other"):
+        await textfile.publish(replace(context, directories=replace(context.directories, textfile=directory)))
+        assert (directory / "qorum-w.prom").exists()
+    assert await textfile.remove(replace(context, directories=replace(context.directories, textfile=None))) is None
+    assert [*(tmp_path / "metrics").iterdir(), *(tmp_path / "other").iterdir()] == []
+
+
+async def test_a_note_that_names_something_else_removes_nothing(context: SetContext, tmp_path: Path) -> None:
+    await textfile.publish(context)
+    precious = tmp_path / "metrics/precious.prom"
+    precious.touch()
+    (context.state_dir / "metrics.paths").write_bytes(f"{precious}\0".encode() + b"\xff")
+    assert await textfile.remove(context) is None
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["precious.prom"]
 
 
 async def test_one_that_cannot_be_removed_is_named(context: SetContext, directories: Directories) -> None:
