@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from qorumctl.cli import render_scrub
+from qorumctl.cli import render_progress
 from qorumctl.cli.outlet import Outlet
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class _Bar:
     def _renderable(self) -> RenderableType:
         if self._start is None:
             return ""
-        return render_scrub.progress_bar(self._start, self._position)
+        return render_progress.progress_bar(self._start, self._position)
 
 
 class _Lines:
@@ -111,7 +111,7 @@ class _Lines:
         self._start, self._position = start, None
         self._began_s = self._printed_s = time.monotonic()
         self._printed_fraction = (start.resumed_at_bytes or 0) / max(1, start.size_bytes)
-        self._pending.put(render_scrub.opening_line(start))
+        self._pending.put(render_progress.opening_line(start))
 
     def moved(self, position: ScrubPosition) -> None:
         self._position = position
@@ -119,7 +119,7 @@ class _Lines:
         fraction = position.position_bytes / max(1, position.size_bytes)
         if self._start is not None and line_is_due(now_s - self._printed_s, fraction - self._printed_fraction):
             self._printed_s, self._printed_fraction = now_s, fraction
-            self._pending.put(render_scrub.progress_line(self._start, position))
+            self._pending.put(render_progress.progress_line(self._start, position))
 
     def hide(self) -> None:
         pass
@@ -135,7 +135,7 @@ class _Lines:
     def _end(self) -> None:
         if self._start is not None:
             seconds = time.monotonic() - self._began_s
-            self._pending.put(render_scrub.closing_line(self._start, self._position, seconds))
+            self._pending.put(render_progress.closing_line(self._start, self._position, seconds))
             self._start = None
 
     def _print(self) -> None:

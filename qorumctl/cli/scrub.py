@@ -176,7 +176,7 @@ def cancel(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: 
 
 def _ask_to_stop(outlet: Outlet, name: str, command: str) -> None:
     from qorumctl.cli.render import words
-    from qorumctl.cli.render_scrub import asked_to_stop
+    from qorumctl.cli.scrub_words import asked_to_stop
     from qorumctl.controller.sets import QuorumSets
 
     sets = QuorumSets()

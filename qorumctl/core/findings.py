@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
+from typing import assert_never
 
 from qorumctl.core.diagnosis import Diagnosis
 from qorumctl.core.ranges import Range
@@ -83,3 +84,26 @@ def is_lost(verdict: FindingVerdict, action: Action) -> bool:
     if verdict is FindingVerdict.UNREADABLE:
         return action in {Action.LEFT, Action.FAILED}
     return verdict is FindingVerdict.OUTVOTED and action is Action.FAILED
+
+
+class Fate(IntEnum):
+    """What became of the damage of a finding, in one word. The higher, the worse."""
+
+    REPAIRED = 1
+    PENDING = 2
+    LEFT = 3
+    """A majority spoke against the copy, and it is as it was."""
+    TIED = 4
+    """No majority, and nothing was written."""
+
+
+def fate_of(verdict: FindingVerdict, action: Action) -> Fate:
+    match action:
+        case Action.REPAIRED:
+            return Fate.REPAIRED
+        case Action.PENDING:
+            return Fate.PENDING
+        case Action.LEFT | Action.FAILED:
+            return Fate.TIED if verdict is FindingVerdict.NO_MAJORITY else Fate.LEFT
+        case _:
+            assert_never(action)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from qorumctl.cli import render_scrub
-from qorumctl.controller.observer import ScrubPosition, ScrubStart
+from qorumctl.cli import render_scrub, scrub_words
 from qorumctl.model.report import FindingDocument
 from tests.cli.documents import GIB, MIB, finding, report
 from tests.cli.screen import screen, text
@@ -100,7 +99,7 @@ def test_what_was_not_written_anew_says_why() -> None:
         failing_copies=["b"],
         left_because={"c": "it does not hold what is written there, either"},
     )
-    (said,) = render_scrub.summary(document)
+    (said,) = scrub_words.summary(document)
     assert said == (
         "web01: 2 ranges, 1 KiB, are left damaged (copy b once, copy c once). Guests still read what the majority "
         "holds, but another failure there would lose data. Copy b is failing: it has lost more than a scrub writes "
@@ -125,7 +124,7 @@ repairs, where the set runs and its policy is repair.
 
 def test_ctrl_c_says_how_it_goes_on() -> None:
     document = report(outcome="unfinished", scanned_bytes=9 * GIB, resumable=True)
-    assert render_scrub.summary(document, interrupted=True) == [
+    assert scrub_words.summary(document, interrupted=True) == [
         "web01: run 12 was interrupted at 45 %; 'qorumctl scrub web01' resumes it there. So far no damage was found."
     ]
 
@@ -134,22 +133,22 @@ def test_a_run_is_resumed_by_the_command_that_began_it() -> None:
     part = {"offset": GIB, "length": 4 * GIB}
     document = report(outcome="unfinished", scanned_bytes=GIB, resumable=True, mode="report", range=part, thorough=True)
     resumes = "'qorumctl scrub web01 --report --range 1073741824:4294967296 --thorough' resumes it"
-    assert render_scrub.summary(document) == [
+    assert scrub_words.summary(document) == [
         f"web01: run 12 was stopped at 25 %; {resumes} there. So far no damage was found."
     ]
-    assert render_scrub.asked_to_stop(document, "pause") == f"web01: run 12 is paused at 25 %; {resumes}."
+    assert scrub_words.asked_to_stop(document, "pause") == f"web01: run 12 is paused at 25 %; {resumes}."
 
 
 def test_a_cancelled_run_is_not_said_to_go_on() -> None:
     document = report(finding(), outcome="unfinished", scanned_bytes=9 * GIB)
-    assert render_scrub.summary(document) == [
+    assert scrub_words.summary(document) == [
         "web01: run 12 was cancelled at 45 %; the next scrub begins anew.",
         "1 range of 512 B was repaired and verified (copy b once).",
     ]
 
 
 def test_busy_bytes_are_told_and_are_no_damage() -> None:
-    assert render_scrub.summary(report(busy_bytes=8192))[1] == (
+    assert scrub_words.summary(report(busy_bytes=8192))[1] == (
         "8 KiB were written again and again and could not be compared: the next scrub looks at them again."
     )
 
@@ -249,34 +248,6 @@ storage of copy b does not keep what is written to it, and another repair will
 not change that.
 """
     )
-
-
-# progress
-
-START = ScrubStart("web01", 12, "repair", 20 * GIB, None, recovery=False)
-POSITION = ScrubPosition(9 * GIB, 20 * GIB, 9 * GIB, 512 * MIB, 22.5, 3)
-
-
-def test_a_bar() -> None:
-    assert screen([render_scrub.progress_bar(START, POSITION)]) == text(
-        """
-web01: repair scrub, run 12  ━━━━━━━━━━━━━━━━━━━━                           45 %
-  9 GiB of 20 GiB, 512 MiB/s, 22s left, 3 findings
-"""
-    )
-
-
-def test_lines_of_a_log() -> None:
-    resumed = ScrubStart("web01", 12, "repair", 20 * GIB, 9 * GIB, recovery=True)
-    assert render_scrub.opening_line(START) == "web01: repair scrub, run 12, 20 GiB."
-    assert render_scrub.opening_line(resumed) == (
-        "web01: recovery scrub, run 12, 20 GiB, resumed at 45 %. The set was not stopped cleanly: it is compared before"
-        " guests come in."
-    )
-    assert render_scrub.progress_line(START, POSITION) == (
-        "web01: at 45 %, 9 GiB of 20 GiB, 512 MiB/s, 22s left, 3 findings"
-    )
-    assert render_scrub.closing_line(START, POSITION, 40.2) == "web01: ended after 40s, 3 findings"
 
 
 def test_where_a_copy_that_missed_writes_did_not_vote() -> None:
