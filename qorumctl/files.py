@@ -80,6 +80,17 @@ def read_bounded(path: Path, most_bytes: int, *, follow: bool) -> tuple[bytes, o
         os.close(fd)
 
 
+def read_start(path: Path, most_bytes: int) -> bytes:
+    """The first bytes of a regular file. Raises NotRegularError. A pipe is not waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise NotRegularError(f"{path} is not a regular file")
+        return os.read(fd, most_bytes)
+    finally:
+        os.close(fd)
+
+
 def temporary_of(path: Path) -> Path:
     """What `write_atomically` leaves when it is killed.
 

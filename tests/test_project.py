@@ -45,6 +45,8 @@ OWNERS: dict[str, set[str]] = {
     "qemu": {"daemon.client"},
     "nbd": {"copies"},
     "prometheus_client": {"controller.metrics"},
+    "jinja2": {"cli.page"},
+    "markupsafe": {"cli.page"},
     "pydantic": {"model"} | FILES,
     "tomlkit": {"definitions"},
     "typer": {"cli"},

@@ -15,7 +15,7 @@ from qorumctl.core.chronicle import Entry
 from qorumctl.model.report import CopyHistory, History, RunSummary
 from qorumctl.units import format_size
 
-_WORDS = {
+WORDS = {
     Entry.OUTVOTED: "outvoted",
     Entry.UNREADABLE: "unreadable",
     Entry.REPAIRED: "repaired",
@@ -71,7 +71,7 @@ def _copies(copies: Sequence[CopyHistory]) -> Table:
         for place, entry in enumerate(copy.entries):
             made.add_row(
                 words("" if place else copy.name),
-                Text(_WORDS[entry.kind], style="yellow" if entry.kind in _BAD else ""),
+                Text(WORDS[entry.kind], style="yellow" if entry.kind in _BAD else ""),
                 f"{entry.number:,}",
                 moment(entry.first)[:10],
                 moment(entry.last)[:16],

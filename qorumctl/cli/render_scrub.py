@@ -9,10 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from qorumctl.cli.render import fields, table, words
+from qorumctl.cli.render_map import DiskMapLines
 from qorumctl.cli.scrub_words import covered, summary
 from qorumctl.cli.text import counted, moment, taken
 from qorumctl.core.diagnosis import Kind
-from qorumctl.core.findings import Action, Cause, Fate, FindingVerdict, Source, fate_of
+from qorumctl.core.findings import Action, Cause, Fate, FindingVerdict, Source
+from qorumctl.model.digest import copies_of, fate
 from qorumctl.model.report import DiagnosisDocument, FindingDocument, ScrubReport
 from qorumctl.units import format_size
 
@@ -44,7 +46,7 @@ def scrub(report: ScrubReport, *, interrupted: bool = False) -> list[RenderableT
 
 def _rank(one: FindingDocument) -> int:
     """What somebody has to act on goes first: a screen must not hide it behind what is repaired."""
-    return -max(fate_of(one.verdict, one.action), Fate.PENDING)
+    return -max(fate(one), Fate.PENDING)
 
 
 def _paragraphs(report: ScrubReport, *, interrupted: bool = False) -> list[RenderableType]:
@@ -72,7 +74,8 @@ def report(document: ScrubReport) -> list[RenderableType]:
         ]
     )
     found: list[RenderableType] = [findings(document.findings, evidence=True), Text("")] if document.findings else []
-    return [head, Text(""), *found, *_paragraphs(document)]
+    picture: list[RenderableType] = [DiskMapLines(document), Text("")] if copies_of(document) else []
+    return [head, Text(""), *picture, *found, *_paragraphs(document)]
 
 
 def findings(found: Sequence[FindingDocument], *, evidence: bool = False) -> Table:

@@ -1,4 +1,4 @@
-"""`scrub`, `pause`, `cancel`, `report`, `history`."""
+"""`scrub`, `pause`, `cancel`, `history`."""
 
 from __future__ import annotations
 
@@ -182,27 +182,6 @@ def _ask_to_stop(outlet: Outlet, name: str, command: str) -> None:
     sets = QuorumSets()
     report = asyncio.run(sets.pause(name) if command == "pause" else sets.cancel(name))
     outlet.document(report, words(asked_to_stop(report, command)))
-
-
-def report(
-    ctx: typer.Context,
-    name: SetName,
-    run: Annotated[
-        int | None, typer.Argument(metavar="RUN", min=1, help="The run (the newest).", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    """Show the findings of a run.
-
-    With the evidence: who held which version (the beginning of its SHA-256).
-    """
-    outlet = outlet_of(ctx, as_json, verbose)
-    from qorumctl.cli import render_scrub
-    from qorumctl.controller.sets import QuorumSets
-
-    document = QuorumSets().report(name, run)
-    outlet.document(document, *([] if outlet.as_json else render_scrub.report(document)))
 
 
 def history(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: Verbose = False) -> None:

@@ -6,12 +6,14 @@ All of it is told from sums (`core/tally.py`), so that a hundred thousand findin
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from qorumctl.cli.text import counted, listed, percent, taken
 from qorumctl.controller.failing import BOUND
 from qorumctl.core.findings import Fate
 from qorumctl.core.tally import Sum, Tally
-from qorumctl.model.report import ScrubReport, tally_of
+from qorumctl.model.digest import tally_of
+from qorumctl.model.report import ScrubReport
 from qorumctl.units import format_size
 
 
@@ -202,3 +204,50 @@ def asked_to_stop(report: ScrubReport, command: str) -> str:
     if command == "cancel":
         return f"{report.set}: run {report.run} is cancelled at {at}; the next scrub begins anew."
     return f"{report.set}: run {report.run} is paused at {at}; '{_again(report)}' resumes it."
+
+
+# in one sentence
+
+Level = Literal["fine", "mended", "damaged", "tied", "open"]
+"""`open`: the run has not come to its end, so nothing is proven."""
+
+
+def verdict(report: ScrubReport, tally: Tally, *, at_work: bool) -> tuple[Level, str]:
+    """What somebody has to know who reads nothing else. `at_work`: an unfinished run goes on at this moment."""
+    repaired, left, tied = (tally.by_fate[fate] for fate in (Fate.REPAIRED, Fate.LEFT, Fate.TIED))
+    if report.outcome in {"unfinished", "failed"}:
+        return "open", _verdict_so_far(report, tally, at_work)
+    if tied.number:
+        others = f", and {counted(left.number, 'more is', 'more are')} still damaged" if left.number else ""
+        return "tied", (
+            f"{_plain(tied)} {_has(tied)} no majority: the copies disagree, and none can be trusted there{others}."
+        )
+    if left.number:
+        return (
+            "damaged",
+            f"{_plain(left)}{_of_copies(left)} {_is(left)} still damaged; guests read what the majority holds.",
+        )
+    if repaired.number:
+        if not repaired.by_copy:
+            return "mended", f"{_plain(repaired)} differed after an unclean stop; all of it was made equal."
+        return "mended", f"{_plain(repaired)}{_of_copies(repaired)} {_was(repaired)} damaged; all of it was repaired."
+    where = " in the range that was compared" if report.range else ""
+    busy = f", but for {format_size(report.busy_bytes)} that guests kept writing" if report.busy_bytes else ""
+    return "fine", f"No damage was found{where}: the copies are equal{busy}."
+
+
+def _verdict_so_far(report: ScrubReport, tally: Tally, at_work: bool) -> str:
+    how = "is at work" if at_work else "failed" if report.outcome == "failed" else "was not finished"
+    found = "no damage was found"
+    if tally.number:
+        found = f"{counted(tally.number, 'damaged range was', 'damaged ranges were')} found"
+        found += f", and {tally.open:,} not repaired" if tally.open else ", and all of it was repaired"
+    return f"This scrub {how}: {reached(report)} of what it was to compare was looked at. So far {found}."
+
+
+def _plain(found: Sum) -> str:
+    return f"{counted(found.number, 'range')} ({format_size(found.size_bytes)})"
+
+
+def _of_copies(found: Sum) -> str:
+    return f" of {_copies(found.by_copy)}" if found.by_copy else ""

@@ -12,6 +12,7 @@ from qorumctl.controller import (
     creation,
     deletion,
     detaching,
+    dossier,
     enabling,
     inspection,
     interrupted,
@@ -32,7 +33,7 @@ from qorumctl.controller.attach import attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
-from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, UsageError
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -285,14 +286,11 @@ class QuorumSets:
         """One run with its findings, those of the newest where none is named. StoreError where there is no such run."""
         context = self._defined(name)
         with context.store(read_only=True) as store:
-            if run is None:
-                newest = store.runs(1)
-                if not newest:
-                    raise StoreError(
-                        f"{name} has never been scrubbed.", remedy=f"Run 'qorumctl scrub {name}'.", set_name=name
-                    )
-                run = newest[0].id
-            return store.scrub_report(run)
+            return store.scrub_report(dossier.run_of(store, name, run))
+
+    async def dossier(self, name: str, run: int | None, wanted: dossier.Wanted) -> dossier.Dossier:
+        """All that a page about one run tells, of however many findings. Raises what `report` does."""
+        return await dossier.compile_(self._defined(name), run, wanted)
 
     # -- scrubbing
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from qorumctl.core.chronicle import Entry
 from qorumctl.core.diagnosis import Kind
-from qorumctl.core.findings import Action, Cause, FindingVerdict, Source, fate_of
-from qorumctl.core.ranges import Range
-from qorumctl.core.tally import Tally
+from qorumctl.core.findings import Action, Cause, FindingVerdict, Source
 
 Outcome = Literal["clean", "repaired", "damaged", "no-majority", "unfinished", "failed"]
 Mode = Literal["report", "repair"]
@@ -132,11 +129,3 @@ class History(Document):
     copies: list[CopyHistory] = Field(
         default_factory=list, description="copies of which anything is on record, also those that the set had once"
     )
-
-
-def tally_of(findings: Iterable[FindingDocument]) -> Tally:
-    tally = Tally()
-    for one in findings:
-        fate = fate_of(one.verdict, one.action)
-        tally.add(Range(one.offset, one.length), one.copies, fate, recurring=bool(one.recurring))
-    return tally

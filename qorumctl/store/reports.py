@@ -104,8 +104,8 @@ def _document(row: sqlite3.Row, votes: dict[str, list[str]]) -> FindingDocument:
     )
 
 
-def scrub_report(database: Database, set_name: str, run: RunRecord) -> ScrubReport:
-    documents = list(findings(database, run.id))
+def scrub_report(database: Database, set_name: str, run: RunRecord, *, with_findings: bool = True) -> ScrubReport:
+    documents = list(findings(database, run.id)) if with_findings else []
     return database.parse(partial(_scrub_report, set_name, run, documents))
 
 

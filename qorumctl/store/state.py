@@ -27,7 +27,7 @@ from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_r
 from qorumctl.store.replacing import Replacement
 from qorumctl.store.reports import OpenDamage, OpenFinding
 from qorumctl.store.suspicions import Suspicion
-from qorumctl.store.totals import ScrubTotals
+from qorumctl.store.totals import FatesByRun, ScrubTotals
 
 _MOST_EVENTS = 10_000
 """A copy that fails each write adds one event a second (QEMU's throttle): three hours of it, in 2 MB."""
@@ -275,8 +275,9 @@ class Store:
         """Those that no fenced read mends, by offset."""
         return reports.lost_findings(self._database, run_id)
 
-    def scrub_report(self, run_id: int) -> ScrubReport:
-        return reports.scrub_report(self._database, self._set_name, self._existing(run_id))
+    def scrub_report(self, run_id: int, *, with_findings: bool = True) -> ScrubReport:
+        run = self._existing(run_id)
+        return reports.scrub_report(self._database, self._set_name, run, with_findings=with_findings)
 
     def run_summary(self, run: RunRecord) -> RunSummary:
         return reports.run_summary(self._database, run)
@@ -299,6 +300,10 @@ class Store:
     def scrub_totals(self) -> ScrubTotals:
         """Sums over all runs, for metrics."""
         return totals.scrub_totals(self._database)
+
+    def fates_by_run(self, limit: int) -> FatesByRun:
+        """Of the newest runs: what became of their findings, by the copy at fault."""
+        return totals.fates_by_run(self._database, limit)
 
     # Events and marks.
 

@@ -1,14 +1,16 @@
-"""Sums over all runs, for metrics: counters that only grow while the history lasts. Counted in SQL."""
+"""Sums over all runs, for metrics: counters that only grow while the history lasts; and by run, for reports. Counted in
+SQL."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from qorumctl.core.findings import Action, FindingVerdict
+from qorumctl.core.findings import Action, Fate, FindingVerdict, fate_of
 from qorumctl.store.database import Database
 from qorumctl.store.records import names_from_json
 
@@ -51,3 +53,25 @@ def _totals(sums: sqlite3.Row | None, last: sqlite3.Row | None, groups: list[sql
         skipped_bytes=sums["skipped"] if sums else 0,
         of_no_copy=found,
     )
+
+
+FatesByRun = dict[int, dict[str, dict[Fate, int]]]
+"""Run -> copy at fault, or '' where no copy is -> findings, by what became of them."""
+
+
+def fates_by_run(database: Database, limit: int) -> FatesByRun:
+    rows = database.rows(
+        "SELECT run, copies, verdict, action, count(*) AS n FROM findings"
+        " WHERE run IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?) GROUP BY 1, 2, 3, 4",
+        (limit,),
+    )
+    return database.parse(lambda: _fates(rows))
+
+
+def _fates(rows: list[sqlite3.Row]) -> FatesByRun:
+    found: dict[int, dict[str, dict[Fate, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+    for row in rows:
+        fate = fate_of(FindingVerdict(row["verdict"]), Action(row["action"]))
+        for copy in names_from_json(row["copies"]) or [""]:
+            found[row["run"]][copy][fate] += row["n"]
+    return {run: {copy: dict(fates) for copy, fates in copies.items()} for run, copies in found.items()}

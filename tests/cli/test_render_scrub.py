@@ -171,6 +171,13 @@ finished: 2026-11-22 03:04:12 UTC, after 4m12s
  covered: 20 GiB compared
     read: a 20 GiB, b 20 GiB, c 20 GiB
 
+  a ✕───────────────────────────────────────────────────────────────
+  b ✕───────────────────────────────────────────────────────────●───
+  c ✕───────────────────────────────────────────────────────────────
+  - ●───────────────────────────────────────────────────────────────
+    0                               10 GiB                    20 GiB
+● repaired; ✕ no majority; a character is 320 MiB
+
 ID       OFFSET  LENGTH  COPIES  VERDICT      ACTION    WHAT
  1            0     512  b       outvoted     repaired  1 bit flipped
                                                         9f86d081 a,c
