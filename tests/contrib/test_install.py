@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 import qorumctl
+from qorumctl import definitions
+from qorumctl.store import Store
+from tests.live import make_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "/usr/local"
@@ -103,10 +106,26 @@ def test_install_run_upgrade_uninstall(tmp_path: Path) -> None:
     assert not [path for path in root.rglob("*") if path.lstat().st_mode & 0o022 and not path.is_symlink()]
     assert run(program, "list", QORUM_CONFIG_DIR=str(tmp_path / "none"), XDG_RUNTIME_DIR="/x").returncode == 0
     _completes(root, program, tmp_path)
+    _makes_a_page(program, tmp_path)
     _refuses_another_python(program)
 
     make("uninstall", tmp_path)
     assert [path for path in root.rglob("*") if not path.is_dir()] == []
+
+
+def _makes_a_page(program: Path, place: Path) -> None:
+    """Its template and what fills it in are among what was installed."""
+    (place / "d").mkdir(mode=0o700)
+    sources = {name: place / f"{name}.raw" for name in "abc"}
+    spec = make_spec(sources)
+    definitions.save(place / "d/web01.toml", spec)
+    with Store.open(place / "s/web01") as store:
+        store.finish_run(store.begin_run("report", spec.size, None, False, None, os.getpid()).id)
+    places = {"CONFIG": "d", "STATE": "s", "RUNTIME": "r"}
+    environment = {f"QORUM_{kind}_DIR": str(place / name) for kind, name in places.items()}
+    made = run(program, "report", "web01", "--html", "-", **environment)
+    assert made.stdout.startswith("<!doctype html>"), made.stderr
+    assert "@media print" in made.stdout
 
 
 def _completes(root: Path, program: Path, place: Path) -> None:
