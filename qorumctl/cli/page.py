@@ -70,6 +70,7 @@ def page(dossier: Dossier, *, with_data: bool) -> str:
         lanes=[*names, *sorted({n for of in dossier.fates.values() for n in of} - set(names))],
         cell=format_size(dossier.maps[0].ranges[0].length),
         unseen=not dossier.maps[0].all_compared,
+        unread=[name for name in names if dossier.report.read_bytes and name not in dossier.report.read_bytes],
         listed=listed,
         most=_MOST_FINDINGS,
         with_data=with_data,

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from qorumctl.cli.render import words
-from qorumctl.core.disk_map import NO_COPY, Cell, DiskMap, disk_map
+from qorumctl.core.disk_map import Cell, DiskMap, disk_map
 from qorumctl.core.findings import Fate
 from qorumctl.model import digest
 from qorumctl.model.report import ScrubReport
@@ -27,6 +27,8 @@ _MOST_CELLS = 64
 """A power of two, as sizes of disks are multiples of one: the cells of 64 GiB are of 1 GiB."""
 _FEWEST_CELLS = 8
 _EDGE = 2
+_NOBODY = "-"
+"""For findings that blame no copy, as in the table of findings."""
 
 
 class DiskMapLines:
@@ -34,23 +36,21 @@ class DiskMapLines:
 
     def __init__(self, report: ScrubReport) -> None:
         self._report = report
-        self._copies = digest.copies_of(report)
+        self._compared = digest.compared(report)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         signs = _ASCII if options.ascii_only else _UNICODE
         equal, unknown = ("-", ".") if options.ascii_only else ("─", "·")
-        nobody = [NO_COPY] if any(not one.copies for one in self._report.findings) else []
-        label = max(len(name) for name in [*self._copies, "-"]) + _EDGE
+        label = max(len(name) for name in [*self._compared, _NOBODY]) + _EDGE
         room = max(_FEWEST_CELLS, options.max_width - label - 1)
         made = disk_map(
             self._report.size,
-            [*self._copies, *nobody],
+            self._compared,
             map(digest.mark, self._report.findings),
-            compared=digest.compared(self._report),
             most_cells=min(_MOST_CELLS, room),
         )
         for name, cells in made.lanes.items():
-            line = Text(f"{name or '-':>{label}} ", no_wrap=True)
+            line = Text(f"{name or _NOBODY:>{label}} ", no_wrap=True)
             for cell in cells:
                 line.append_text(_sign(cell, signs, equal, unknown))
             yield line

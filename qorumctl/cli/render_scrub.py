@@ -14,7 +14,7 @@ from qorumctl.cli.scrub_words import covered, summary
 from qorumctl.cli.text import counted, moment, taken
 from qorumctl.core.diagnosis import Kind
 from qorumctl.core.findings import Action, Cause, Fate, FindingVerdict, Source
-from qorumctl.model.digest import copies_of, fate
+from qorumctl.model.digest import fate
 from qorumctl.model.report import DiagnosisDocument, FindingDocument, ScrubReport
 from qorumctl.units import format_size
 
@@ -74,7 +74,9 @@ def report(document: ScrubReport) -> list[RenderableType]:
         ]
     )
     found: list[RenderableType] = [findings(document.findings, evidence=True), Text("")] if document.findings else []
-    picture: list[RenderableType] = [DiskMapLines(document), Text("")] if copies_of(document) else []
+    picture: list[RenderableType] = (
+        [DiskMapLines(document), Text("")] if document.read_bytes or document.findings else []
+    )
     return [head, Text(""), *picture, *found, *_paragraphs(document)]
 
 

@@ -233,7 +233,7 @@ def verdict(report: ScrubReport, tally: Tally, *, at_work: bool) -> tuple[Level,
         return "mended", f"{_plain(repaired)}{_of_copies(repaired)} {_was(repaired)} damaged; all of it was repaired."
     where = " in the range that was compared" if report.range else ""
     busy = f", but for {format_size(report.busy_bytes)} that guests kept writing" if report.busy_bytes else ""
-    return "fine", f"No damage was found{where}: the copies are equal{busy}."
+    return "fine", f"No damage was found{where}: all copies that were read are equal{busy}."
 
 
 def _verdict_so_far(report: ScrubReport, tally: Tally, at_work: bool) -> str:

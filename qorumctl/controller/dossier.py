@@ -65,8 +65,8 @@ async def compile_(context: SetContext, run: int | None, wanted: Wanted) -> Doss
     with context.store(read_only=True) as store:
         run = run_of(store, context.name, run)
         report = store.scrub_report(run, with_findings=False)
-        names = dict.fromkeys([*(copy.name for copy in status.copies), *sorted(report.read_bytes)])
-        maps = tuple(DiskMap(report.size, names, digest.compared(report), cells) for cells in wanted.cells)
+        compared = digest.compared(report, [copy.name for copy in status.copies])
+        maps = tuple(DiskMap(report.size, compared, cells) for cells in wanted.cells)
         tally, kept = _read(store, run, maps, wanted.most_findings)
         history = store.history(wanted.most_runs)
         return Dossier(

@@ -7,7 +7,7 @@ that it blames; one that blames no copy is in a lane of its own. So a single sec
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qorumctl.core.findings import Fate
@@ -54,15 +54,16 @@ class Cell:
 class DiskMap:
     """Made of marks one after the other: it does not grow with them."""
 
-    def __init__(self, size_bytes: int, copies: Iterable[str], compared: Range | None, most_cells: int) -> None:
-        """`compared`: what the run has looked at so far; None is nothing. `most_cells`: a lane of a small disk has
-        fewer, since none is shorter than a sector."""
+    def __init__(self, size_bytes: int, compared: Mapping[str, Range | None], most_cells: int) -> None:
+        """`compared`: copy -> what the run has looked at of it so far; None is nothing. `most_cells`: a lane of a small
+        disk has fewer, since none is shorter than a sector."""
         if size_bytes <= 0 or most_cells <= 0:
             raise ValueError(f"no map: {size_bytes} bytes in {most_cells} cells")
         self.size_bytes = size_bytes
-        self._compared = compared
         self._starts = _starts(size_bytes, most_cells)
-        self.lanes: dict[str, list[Cell]] = {name: self._lane() for name in copies}
+        self.lanes: dict[str, list[Cell]] = {name: self._lane(within) for name, within in compared.items()}
+        # Of what a finding tells, the run has compared as much as of any copy.
+        self._most = max((within for within in compared.values() if within), key=lambda at: at.length, default=None)
 
     @property
     def ranges(self) -> list[Range]:
@@ -82,15 +83,14 @@ class DiskMap:
         first, last = self._cell_at(mark.range.offset), self._cell_at(mark.range.end - 1)
         for name in mark.copies or (NO_COPY,):
             if name not in self.lanes:
-                self.lanes[name] = self._lane()
+                self.lanes[name] = self._lane(self._most)
             for cell in self.lanes[name][first : last + 1]:
                 cell.add(mark)
 
     def _cell_at(self, offset: int) -> int:
         return bisect_right(self._starts, offset) - 1
 
-    def _lane(self) -> list[Cell]:
-        within = self._compared
+    def _lane(self, within: Range | None) -> list[Cell]:
         return [Cell(at, within is not None and within.contains(at)) for at in self.ranges]
 
 
@@ -101,9 +101,9 @@ def _starts(size_bytes: int, most_cells: int) -> list[int]:
 
 
 def disk_map(
-    size_bytes: int, copies: Iterable[str], marks: Iterable[Mark], *, compared: Range | None, most_cells: int
+    size_bytes: int, compared: Mapping[str, Range | None], marks: Iterable[Mark], *, most_cells: int
 ) -> DiskMap:
-    made = DiskMap(size_bytes, copies, compared, most_cells)
+    made = DiskMap(size_bytes, compared, most_cells)
     for mark in marks:
         made.add(mark)
     return made

@@ -30,15 +30,12 @@ def tally_of(findings: Iterable[FindingDocument]) -> Tally:
     return tally
 
 
-def compared(report: ScrubReport) -> Range | None:
-    """The part of the disk that the run has covered: from where it began, without a gap."""
+def compared(report: ScrubReport, others: Iterable[str] = ()) -> dict[str, Range | None]:
+    """Copy -> the part of it that the run has covered: from where the run began, without a gap. `others`: copies of the
+    set, of which some may have been away, and nothing of them was compared."""
     first, length = report.range.offset if report.range else 0, report.scanned_bytes + report.skipped_bytes
-    return Range(first, length) if length else None
-
-
-def copies_of(report: ScrubReport) -> list[str]:
-    """Those that the run has read, or tells anything of."""
-    names = set(report.read_bytes)
+    covered = Range(first, length) if length else None
+    read = set(report.read_bytes)
     for one in report.findings:
-        names.update(one.copies, *one.votes.values())
-    return sorted(names)
+        read.update(one.copies, *one.votes.values())
+    return {name: covered if name in read else None for name in dict.fromkeys([*others, *sorted(read)])}

@@ -29,13 +29,15 @@ def dossier(
 ) -> Dossier:
     """As `controller.dossier` makes one of a store."""
     wanted = wanted or page.wanted(with_data=bool(data))
-    maps = tuple(DiskMap(report.size, "abc", digest.compared(report), cells) for cells in wanted.cells)
+    status = status or set_status()
+    compared = digest.compared(report.model_copy(update={"findings": []}), [copy.name for copy in status.copies])
+    maps = tuple(DiskMap(report.size, compared, cells) for cells in wanted.cells)
     for one in report.findings:
         for made in maps:
             made.add(digest.mark(one))
     return Dossier(
         made="2026-11-22T06:00:00.000Z",
-        status=status or set_status(),
+        status=status,
         report=report.model_copy(update={"findings": []}),
         tally=digest.tally_of(report.findings),
         maps=maps,

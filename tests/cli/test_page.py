@@ -47,7 +47,7 @@ def test_cells_lead_to_the_line_of_the_finding_that_ended_worst() -> None:
 
 def test_nothing_found() -> None:
     got = made(dossier(report()))
-    assert "No damage was found: the copies are equal." in got.text
+    assert "No damage was found: all copies that were read are equal." in got.text
     assert "Findings of run 12 None." in got.text
     assert marked(got) == []
 
@@ -77,8 +77,8 @@ def test_nothing_found() -> None:
             "1 range (512 B) has no majority: the copies disagree, and none can be trusted there, and 1 more is still"
             " damaged.",
         ),
-        ([], {"range": {"offset": 0, "length": MIB}}, "No damage was found in the range that was compared: the copies"),
-        ([], {"busy_bytes": 4096}, "the copies are equal, but for 4 KiB that guests kept writing."),
+        ([], {"range": {"offset": 0, "length": MIB}}, "No damage was found in the range that was compared: all copies"),
+        ([], {"busy_bytes": 4096}, "all copies that were read are equal, but for 4 KiB that guests kept writing."),
         (
             [],
             {"outcome": "unfinished", "scanned_bytes": 9 * GIB},
@@ -104,6 +104,13 @@ def test_an_unfinished_run_never_looks_clean() -> None:
     assert "not compared" in got.text
     (head,) = [value for tag, name, value in got.attributes if (tag, name) == ("header", "class")]
     assert head == "open"
+
+
+def test_a_copy_that_was_away_never_looks_compared() -> None:
+    got = made(dossier(report(read_bytes={"a": 1, "c": 1})))
+    assert "Not all copies were compared: b was not in the set during this run." in got.text
+    assert [title for title in got.titles if title.startswith("copy b, 0 to") and "not compared" in title]
+    assert not [title for title in got.titles if title.startswith("copy a, 0 to") and "not compared" in title]
 
 
 def test_names_paths_and_messages_are_text_and_nothing_else() -> None:

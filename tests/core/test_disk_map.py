@@ -37,7 +37,7 @@ def disks(draw: some.DrawFn) -> tuple[int, list[Mark], Range | None, int]:
 @settings(deadline=None)
 def test_the_cells_of_each_lane_are_the_disk(given_: tuple[int, list[Mark], Range | None, int]) -> None:
     size, marks, compared, most = given_
-    made = disk_map(size, "abc", marks, compared=compared, most_cells=most)
+    made = disk_map(size, dict.fromkeys("abc", compared), marks, most_cells=most)
     assert len(made.ranges) == min(most, -(-size // S))
     assert [at.offset for at in made.ranges] == [0, *(at.end for at in made.ranges[:-1])]
     assert made.ranges[-1].end == size
@@ -52,7 +52,7 @@ def test_the_cells_of_each_lane_are_the_disk(given_: tuple[int, list[Mark], Rang
 @settings(deadline=None)
 def test_no_finding_is_lost_and_none_is_where_it_was_not(given_: tuple[int, list[Mark], Range | None, int]) -> None:
     size, marks, compared, most = given_
-    made = disk_map(size, "abc", marks, compared=compared, most_cells=most)
+    made = disk_map(size, dict.fromkeys("abc", compared), marks, most_cells=most)
     for name, cells in made.lanes.items():
         for cell in cells:
             here = [m for m in marks if name in (m.copies or [NO_COPY]) and m.range.overlaps(cell.range)]
@@ -70,7 +70,7 @@ def test_no_finding_is_lost_and_none_is_where_it_was_not(given_: tuple[int, list
 @settings(deadline=None)
 def test_a_cell_counts_as_compared_only_when_all_of_it_was(given_: tuple[int, list[Mark], Range | None, int]) -> None:
     size, marks, compared, most = given_
-    made = disk_map(size, "abc", marks, compared=compared, most_cells=most)
+    made = disk_map(size, dict.fromkeys("abc", compared), marks, most_cells=most)
     reach = compared.end if compared else 0
     for cells in made.lanes.values():
         assert [cell.compared for cell in cells] == [at.end <= reach for at in made.ranges]
@@ -79,7 +79,10 @@ def test_a_cell_counts_as_compared_only_when_all_of_it_was(given_: tuple[int, li
 
 def test_one_sector_of_64_tib_is_on_the_map() -> None:
     made = disk_map(
-        64 * TIB, "abc", [Mark(7, Range(64 * TIB - S, S), "b", Fate.LEFT)], compared=Range(0, 64 * TIB), most_cells=64
+        64 * TIB,
+        dict.fromkeys("abc", Range(0, 64 * TIB)),
+        [Mark(7, Range(64 * TIB - S, S), "b", Fate.LEFT)],
+        most_cells=64,
     )
     assert [cell.number for cell in made.lanes["b"]] == [0] * 63 + [1]
     assert made.lanes["b"][63].worst == (Fate.LEFT, 7)
@@ -87,27 +90,34 @@ def test_one_sector_of_64_tib_is_on_the_map() -> None:
 
 
 def test_what_blames_nobody_has_a_lane_of_its_own() -> None:
-    made = disk_map(8 * S, "abc", [Mark(1, Range(0, S), (), Fate.REPAIRED)], compared=None, most_cells=8)
+    made = disk_map(8 * S, dict.fromkeys("abc"), [Mark(1, Range(0, S), (), Fate.REPAIRED)], most_cells=8)
     assert {name: sum(cell.number for cell in cells) for name, cells in made.lanes.items()} == {
         "a": 0, "b": 0, "c": 0, NO_COPY: 1,
     }  # fmt: skip
 
 
+def test_a_copy_that_was_away_is_not_drawn_as_compared() -> None:
+    made = disk_map(8 * S, {"a": Range(0, 8 * S), "b": None}, [Mark(1, Range(0, S), (), Fate.LEFT)], most_cells=4)
+    assert {name: [cell.compared for cell in cells] for name, cells in made.lanes.items()} == {
+        "a": [True] * 4, "b": [False] * 4, NO_COPY: [True] * 4,
+    }  # fmt: skip
+
+
 def test_a_place_beyond_the_disk_is_shown_at_its_end() -> None:
-    made = disk_map(8 * S, "ab", [Mark(1, Range(800 * S, S), "a", Fate.LEFT)], compared=None, most_cells=4)
+    made = disk_map(8 * S, {"a": None}, [Mark(1, Range(800 * S, S), "a", Fate.LEFT)], most_cells=4)
     assert [cell.number for cell in made.lanes["a"]] == [0, 0, 0, 1]
 
 
 def test_the_worst_of_a_cell_is_the_first_that_ended_so() -> None:
     marks = [Mark(n, Range(0, S), "a", fate) for n, fate in enumerate((Fate.REPAIRED, Fate.LEFT, Fate.LEFT))]
-    (cell,) = disk_map(S, "a", marks, compared=None, most_cells=9).lanes["a"]
+    (cell,) = disk_map(S, {"a": None}, marks, most_cells=9).lanes["a"]
     assert (cell.worst, cell.counts) == ((Fate.LEFT, 1), {Fate.REPAIRED: 1, Fate.LEFT: 2})
 
 
 @pytest.mark.parametrize(("size", "cells"), [(0, 8), (S, 0)])
 def test_there_is_no_map_of_nothing(size: int, cells: int) -> None:
     with pytest.raises(ValueError, match="no map"):
-        DiskMap(size, "abc", None, cells)
+        DiskMap(size, {}, cells)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("architecture", "metrics", "safety", "integration", "operations", "report", "runbook")),
+    *(
+        f"docs/{name}.md"
+        for name in ("architecture", "metrics", "safety", "integration", "operations", "report", "runbook")
+    ),
 )
 _MARK = "@@end-of-command@@"
 _DEADLINE_S = 170
