@@ -104,7 +104,8 @@ FRAME = """
     const page = this.contentDocument, right = e => e.getBoundingClientRect().right;
     const drawn = [...page.querySelectorAll('svg.wide, svg.narrow')].filter(e => right(e));
     this.dataset.seen = page.documentElement.scrollWidth + ' ' + [...new Set(drawn.map(e => e.classList[0]))] + ' '
-        + [...page.querySelectorAll('svg text')].filter(e => right(e) > {width}).length"></iframe>
+        + [...page.querySelectorAll('svg text')].filter(e => right(e) > {width}).length + ' '
+        + [...page.querySelectorAll('section')].filter(e => e.scrollWidth > e.clientWidth).length"></iframe>
 """
 
 
@@ -113,7 +114,7 @@ def test_nothing_is_cut_off_in_a_window_of_any_width(place: Path, chromium: Call
     frames = "".join(FRAME.format(width=width) for width in WIDTHS)
     (place / "frames.html").write_text(f"<!doctype html>{frames}")
     dom = chromium("--allow-file-access-from-files", "--dump-dom", (place / "frames.html").as_uri())
-    assert re.findall(r'data-seen="([^"]*)"', dom) == [f"{width} {kind} 0" for width, kind in WIDTHS.items()]
+    assert re.findall(r'data-seen="([^"]*)"', dom) == [f"{width} {kind} 0 0" for width, kind in WIDTHS.items()]
 
 
 def test_on_paper_heads_of_tables_come_again(place: Path, chromium: Callable[..., str]) -> None:
