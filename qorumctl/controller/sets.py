@@ -289,7 +289,8 @@ class QuorumSets:
             return store.scrub_report(dossier.run_of(store, name, run))
 
     async def dossier(self, name: str, run: int | None, wanted: dossier.Wanted) -> dossier.Dossier:
-        """All that a page about one run tells, of however many findings. Raises what `report` does."""
+        """All that a page about one run tells, of however many findings. Raises what `report` does. What it returns is
+        for the command line, and not promised to other programs."""
         return await dossier.compile_(self._defined(name), run, wanted)
 
     # -- scrubbing
