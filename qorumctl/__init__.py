@@ -57,6 +57,8 @@ if TYPE_CHECKING:
         CopyState,
         CopyStatus,
         EventDocument,
+        FrontReport,
+        FrontStatus,
         ListReport,
         QmpReport,
         Result,
@@ -83,7 +85,8 @@ _HOMES = {
     "ScrubReport",
     "model.spec": "CopySpec SetSpec",
     "model.status": "AttachReport CheckItem CheckReport CopyBlame CopyResult CopyState CopyStatus EventDocument "
-    "ListReport QmpReport Result RunningScrub SetListing SetState SetStatus ShowReport StatusReport",
+    "FrontReport FrontStatus ListReport QmpReport Result RunningScrub SetListing SetState SetStatus ShowReport "
+    "StatusReport",
     "paths": "Directories",
 }
 
@@ -118,6 +121,8 @@ __all__ = [
     "EventDocument",
     "FindingDocument",
     "FindingVerdict",
+    "FrontReport",
+    "FrontStatus",
     "History",
     "ListReport",
     "LockedError",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from tests.attack import Attack
 from tests.live import SIZE, Daemons, NbdServer
 

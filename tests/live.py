@@ -17,7 +17,7 @@ import pytest
 
 from qorumctl.controller.watcher import LOCK_NAME
 from qorumctl.daemon import process
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import SetLock
 

@@ -52,7 +52,7 @@ Format = Literal["raw", "qcow2"]
 Policy = Literal["repair", "report"]
 Cache = Literal["none", "writeback"]
 Transport = Literal["auto", "shm", "nbd"]
-Form = Literal["uri", "qemu", "libvirt"]
+Form = Literal["uri", "qemu", "libvirt", "vhost-user-blk"]
 
 
 def parse_range(text: str) -> Range:

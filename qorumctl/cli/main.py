@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli import copy, exit_codes, metrics, report, scrub, service, sets, tools, watch
+from qorumctl.cli import copy, exit_codes, front, metrics, report, scrub, service, sets, tools, watch
 from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
@@ -32,7 +32,7 @@ for _command in (
     sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
     scrub.scrub, scrub.pause, scrub.cancel, report.report, scrub.history, watch.watch, metrics.metrics,
     service.enable, service.disable,
-    tools.attach, tools.doctor, tools.qmp, tools.schema,
+    tools.attach, front.front, tools.doctor, tools.qmp, tools.schema,
 ):  # fmt: skip
     app.command(name=_command.__name__.removesuffix("_sets"))(_command)
 app.add_typer(copy.app, name="copy")

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from qorumctl.cli.render_front import front_line
 from qorumctl.cli.text import counted, moment, percent, printable, taken
 from qorumctl.model.report import RunSummary
 from qorumctl.model.spec import SetSpec
@@ -97,6 +98,7 @@ def _set_status(one: SetStatus) -> RenderableType:
             ("policy", _POLICIES[one.policy]),
             ("threshold", f"{one.threshold} of {len(one.copies)} copies win a vote"),
             ("volume", one.volume),
+            ("front", front_line(one.front) if one.front else None),
             ("scrub", scrub_line(one)),
             ("note", _NOTE_OF_DEFINITION.format(one.set) if one.definition_differs else None),
             ("copies", ""),
@@ -300,15 +302,15 @@ def _check_item(item: CheckItem) -> Text:
 
 def attach(report: AttachReport) -> list[str]:
     """Lines to be printed as they are: what is meant for pasting must not be folded."""
-    qemu = [f"    {line}" for line in qemu_lines(report)]
+    qemu = [f"    {line}" for line in shell_lines(report.qemu)]
     libvirt = [f"    {line}" for line in report.libvirt.strip().splitlines()]
     return ["NBD URI", f"    {report.uri}", "", "qemu-system-x86_64", *qemu, "", "libvirt", *libvirt]
 
 
-def qemu_lines(report: AttachReport) -> list[str]:
-    """The arguments as a shell takes them, an option and its value a line, joined by backslashes."""
+def shell_lines(arguments: Sequence[str]) -> list[str]:
+    """QEMU's arguments as a shell takes them, an option and its value a line, joined by backslashes."""
     lines: list[str] = []
-    for argument in report.qemu:
+    for argument in arguments:
         quoted = shlex.quote(argument)
         if lines and not argument.startswith("-"):
             lines[-1] += f" {quoted}"

@@ -14,6 +14,7 @@ from qorumctl.cli import exit_codes
 from qorumctl.cli.grammar import AsJson, Form, SetName, Verbose
 from qorumctl.cli.outlet import outlet_of
 from qorumctl.errors import UsageError
+from qorumctl.units import parse_size
 
 
 def attach(
@@ -22,18 +23,21 @@ def attach(
     form: Annotated[
         Form | None, typer.Option("--as", help="Print this form and nothing else, ready to be pasted.")
     ] = None,
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="S", help="Of a guest that uses vhost-user-blk, which shares it.")
+    ] = "1GiB",
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Show how a guest uses the volume.
 
-    As an NBD URI, as arguments of QEMU, as a libvirt disk.
+    As an NBD URI, as arguments of QEMU, as a libvirt disk; vhost-user-blk, for which 'qorumctl front' has to run.
     """
     outlet = outlet_of(ctx, as_json, verbose)
     from qorumctl.cli import render
     from qorumctl.controller.sets import QuorumSets
 
-    report = asyncio.run(QuorumSets().attach(name))
+    report = asyncio.run(QuorumSets().attach(name, memory_bytes=parse_size(memory)))
     if outlet.as_json:
         outlet.document(report)
         return
@@ -41,9 +45,11 @@ def attach(
         case "uri":
             outlet.text(report.uri)
         case "qemu":
-            outlet.text("\n".join(render.qemu_lines(report)))
+            outlet.text("\n".join(render.shell_lines(report.qemu)))
         case "libvirt":
             outlet.text(report.libvirt.strip())
+        case "vhost-user-blk":
+            outlet.text("\n".join(render.shell_lines(report.vhost_user_blk)))
         case None:
             outlet.text("\n".join(render.attach(report)))
 

@@ -10,28 +10,54 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from qorumctl.daemon.front import RECONNECT_DELAY_S, FrontOptions
 from qorumctl.daemon.graph import VOLUME
+from qorumctl.daemon.runtime import escaped
+from qorumctl.errors import UsageError
 from qorumctl.model.status import AttachReport
 
-RECONNECT_DELAY_S = 30
-"""Longer than a restart of a set takes; shorter than the 120 s after which Linux complains about a blocked task."""
+GUEST_MEMORY_BYTES = 1 << 30
 MOST_ID_BYTES = 31
 """QEMU's BDRVState holds a node name in 32 bytes, the last one NUL."""
 _HASH_DIGITS = 8
 
 
-def attachment(set_name: str, socket: Path) -> AttachReport:
-    """`socket`: the absolute path of the set's NBD server."""
+def attachment(set_name: str, socket: Path, vhost_user_blk: Sequence[str] = ()) -> AttachReport:
+    """`socket`: the absolute path of the set's NBD server. `vhost_user_blk`: of its front, as below."""
     return AttachReport(
-        set=set_name, uri=_uri(socket), qemu=_qemu_arguments(set_name, socket), libvirt=_libvirt_disk(socket)
+        set=set_name,
+        uri=uri(socket),
+        qemu=_qemu_arguments(set_name, socket),
+        libvirt=_libvirt_disk(socket),
+        vhost_user_blk=list(vhost_user_blk),
     )
 
 
-def _uri(socket: Path) -> str:
+def vhost_user_arguments(
+    set_name: str, socket: Path, front: FrontOptions, *, memory_bytes: int = GUEST_MEMORY_BYTES
+) -> list[str]:
+    """The front maps the guest's memory, so that has to be shared. No `reconnect`: see daemon/front.py. Raises
+    UsageError for a memory that is not of whole MiB."""
+    mib, rest = divmod(memory_bytes, 1 << 20)
+    if rest or not mib:
+        raise UsageError("A guest's memory is a multiple of 1 MiB.", remedy="Say what its -m says, such as 2GiB.")
+    chardev = _identifier("qorum", set_name)
+    device = f"vhost-user-blk-pci,chardev={chardev},num-queues={front.num_queues},id={_identifier('disk', set_name)}"
+    return [
+        *("-m", f"{mib}M"),
+        *("-object", f"memory-backend-memfd,id=qorum-memory,size={mib}M,share=on"),
+        *("-machine", "memory-backend=qorum-memory"),
+        *("-chardev", f"socket,id={chardev},path={escaped(socket)}"),
+        *("-device", f"{device},config-wce=off" if front.config_wce_off else device),
+    ]
+
+
+def uri(socket: Path) -> str:
     """As libnbd and QEMU read it: what a path may hold and a URI may not is percent-encoded."""
     return f"nbd+unix:///{VOLUME}?socket={quote(str(socket))}"
 

@@ -16,8 +16,8 @@ from qorumctl import definitions
 from qorumctl.controller.options import Timeouts
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor, suspended
-from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.daemon.runtime import FrontPaths, RuntimePaths
 from qorumctl.errors import (
     DaemonError,
     DaemonGoneError,
@@ -72,6 +72,20 @@ class SetContext:
         """RefusedError where another user may have put there what we would take for our daemon's."""
         check_ours(self.runtime.directory)
         return process.find_pid(self.runtime)
+
+    @property
+    def front(self) -> FrontPaths:
+        return FrontPaths(self.directories.runtime_dir(self.name))
+
+    def front_pid(self) -> int | None:
+        """As `pid`, of the set's front (controller/fronting.py)."""
+        check_ours(self.front.directory)
+        return process.find_pid(self.front)
+
+    def front_lock(self, purpose: str) -> SetLock:
+        """Who starts and stops the front, and who must not meet one that is just being started. Taken after `lock`,
+        by whoever takes both; not the same one: a scrub holds that for hours."""
+        return SetLock.acquire(self.state_dir, purpose=purpose, file_name="front.lock")
 
     def lock(self, purpose: str) -> SetLock:
         """The one writer of the set. Raises LockedError naming who holds it."""

@@ -23,7 +23,7 @@ from qorumctl.controller.storage_probe import examine_storage
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.features import missing_features
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.errors import QorumError, RefusedError
 from qorumctl.files import reason
 from qorumctl.model.status import CheckItem, DoctorReport

@@ -20,7 +20,7 @@ from qorumctl.controller.background import in_thread
 from qorumctl.core.ranges import SECTOR_BYTES
 from qorumctl.daemon import graph, process
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.daemon.watches import WATCH_PREFIX, Watches
 from qorumctl.errors import CopyUnavailableError, DaemonError, QorumError
 from qorumctl.model.status import CheckItem

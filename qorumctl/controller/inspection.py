@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qorumctl.controller import failing, record, watcher
+from qorumctl.controller import failing, fronting, record, watcher
 from qorumctl.controller.absences import RECORD_LOST
-from qorumctl.controller.attach import attachment
+from qorumctl.controller.attach import uri
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import definition_differs
 from qorumctl.controller.vetting import Look, looks, moment
@@ -95,15 +95,14 @@ async def status(context: SetContext) -> SetStatus:
         threshold=spec.threshold,
         policy=spec.policy,
         pid=pid,
-        volume=attachment(spec.name, context.runtime.nbd_sock).uri
-        if live and live.graph and live.graph.volume_exported
-        else None,
+        volume=uri(context.runtime.nbd_sock) if live and live.graph and live.graph.volume_exported else None,
         definition_differs=pid is not None and _edited(context, history.running_spec),
         watched=history.watched if live is not None else None,
         scrub=history.scrub,
         last_scrub=history.last,
         unrepaired=history.damage.number,
         copies=copies,
+        front=fronting.look(context),
     )
 
 

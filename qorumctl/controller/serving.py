@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.graph import VOLUME
+from qorumctl.daemon.runtime import DaemonPaths
 from qorumctl.errors import (
     RefusedError,
     StoreError,
@@ -107,6 +109,22 @@ async def _discard(context: SetContext, pid: int, undo: Callable[[], None] | Non
     if undo is not None:
         await watcher.dismiss(context)
         undo()
+
+
+def open_to_guests(paths: DaemonPaths, spec: SetSpec, group: int | None) -> None:
+    """QMP opens any file as the daemon's user, so its sockets are ours alone; guests get the one that serves them."""
+    try:
+        for path in paths.monitors.values():
+            path.chmod(0o600)
+        if group is not None:
+            os.chown(paths.server, -1, group)
+        paths.server.chmod(spec.volume.mode_bits)
+    except OSError as error:
+        raise RefusedError(
+            f"The rights of {paths.server} cannot be set: {reason(error)}.",
+            remedy="Check [volume] in the definition, and the runtime directory.",
+            set_name=spec.name,
+        ) from None
 
 
 def spec_in_force(context: SetContext) -> SetSpec:

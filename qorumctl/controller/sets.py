@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 from qorumctl import definitions
@@ -14,6 +14,7 @@ from qorumctl.controller import (
     detaching,
     dossier,
     enabling,
+    fronting,
     inspection,
     interrupted,
     record,
@@ -29,10 +30,11 @@ from qorumctl.controller import (
     vetting,
     watching,
 )
-from qorumctl.controller.attach import attachment
+from qorumctl.controller.attach import GUEST_MEMORY_BYTES, attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
+from qorumctl.daemon.front import FrontOptions
 from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, UsageError
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
@@ -40,6 +42,7 @@ from qorumctl.model.status import (
     AttachReport,
     CheckReport,
     CopyResult,
+    FrontReport,
     ListReport,
     QmpReport,
     Result,
@@ -140,13 +143,14 @@ class QuorumSets:
     async def stop(self, name: str, *, force: bool = False) -> Result:
         """Flushes every copy and ends the daemon. A set that does not run is left as it is: `changed` is false.
 
-        RefusedError while a guest is connected, unless `force`. CopyUnavailableError and DaemonStalledError where a
-        copy hangs; with `force` the daemon is killed then, and the next start compares the copies.
+        RefusedError while a guest is connected or a front runs, unless `force`. CopyUnavailableError and
+        DaemonStalledError where a copy hangs; with `force` the daemon is killed then, and the next start compares the
+        copies.
         """
         context = self._context(name)
         if context.pid() is None:
             context.spec()
-        async with _at_work(context, "stop"):
+        async with _at_work(context, "stop"), fronting.absent(context, "stop", force=force):
             return await stopping.stop(context, force=force)
 
     async def restart(
@@ -160,9 +164,11 @@ class QuorumSets:
         observer: Observer | None = None,
         control: ScrubControl | None = None,
     ) -> Result:
-        """Stop, then start, under one hold of the lock; refused before the stop where `start` would refuse."""
+        """Stop, then start, under one hold of the lock; refused before the stop where `start` would refuse. With
+        `force` a front goes on, and connects again as other guests do."""
         context = self._defined(name)
-        async with _at_work(context, "restart"):
+        alone = nullcontext() if force else fronting.absent(context, "restart")
+        async with _at_work(context, "restart"), alone:
             with suppress(QorumError):
                 # What hinders that, `stop` tells; what is settled may be what would be refused.
                 await succession.settle_leftovers(context)
@@ -186,12 +192,33 @@ class QuorumSets:
         if context.is_defined() or not interrupted.is_pending(context):
             context.spec()
         with context.lock("delete"):
-            return await deletion.delete(context, images_too=images)
+            async with fronting.absent(context, "delete"):
+                return await deletion.delete(context, images_too=images)
 
     async def watch(self, name: str, audience: watching.Audience, *, detached: bool = False) -> None:
         """Tells `audience` of errors of the copies (EventDocument) until it is cancelled or the set is deleted; over
         ends of the daemon. `detached`: as the one that `start` begins, which ends where another listens."""
         await watching.watch(self._defined(name), audience, detached=detached)
+
+    # -- vhost-user-blk
+
+    async def front(self, name: str, *, num_queues: int = 1, config_wce_off: bool = False) -> FrontReport:
+        """A second daemon, for one guest that speaks vhost-user-blk. `config_wce_off`: your word that the guest's
+        device has `config-wce=off`, so that it sends flushes; otherwise each write is durable when acknowledged.
+
+        One that runs so is left as it is: `changed` is false. RefusedError for other options, DaemonGoneError where the
+        set does not run, DaemonStartError.
+        """
+        context = self._defined(name)
+        with context.front_lock("front"):
+            return await fronting.begin(context, FrontOptions(num_queues, config_wce_off))
+
+    async def stop_front(self, name: str, *, force: bool = False) -> FrontReport:
+        """Ends it; what it has taken from its guest is completed first. RefusedError while one is connected, unless
+        `force`."""
+        context = self._defined(name)
+        with context.front_lock("front --stop"):
+            return await fronting.stop(context, force=force)
 
     # -- systemd
 
@@ -270,11 +297,12 @@ class QuorumSets:
         """What `start` would refuse, without starting: `ok`, and an item for each thing looked at. Takes no lock."""
         return inspection.check(self._context(name))
 
-    async def attach(self, name: str) -> AttachReport:
-        """How a guest uses the volume: a URI, arguments of QEMU, a libvirt disk. The set need not run for that."""
+    async def attach(self, name: str, *, memory_bytes: int = GUEST_MEMORY_BYTES) -> AttachReport:
+        """How a guest uses the volume: a URI, arguments of QEMU, a libvirt disk. The set need not run for that.
+        `memory_bytes`: of a guest of the front, which shares it."""
         context = self._defined(name)
         check_ours(context.runtime.directory)
-        return attachment(name, context.runtime.nbd_sock)
+        return attachment(name, context.runtime.nbd_sock, fronting.guest_arguments(context, memory_bytes))
 
     def history(self, name: str) -> History:
         """Past runs, the newest first, without their findings; and what has happened to each copy. StoreError."""

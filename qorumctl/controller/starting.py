@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 
 from qorumctl import identity
@@ -16,6 +15,7 @@ from qorumctl.controller.serving import (
     definition_differs,
     end_leftover,
     is_up,
+    open_to_guests,
     prepare_directories,
     rolled_back,
     spec_in_force,
@@ -30,9 +30,7 @@ from qorumctl.errors import (
     CopySilentError,
     DaemonStartError,
     QorumError,
-    RefusedError,
 )
-from qorumctl.files import reason
 from qorumctl.identity import Identity
 from qorumctl.model.report import ScrubReport
 from qorumctl.model.spec import SetSpec
@@ -115,7 +113,7 @@ async def _start(
         if unclean and not now:
             recovery = await _recover(context, quorum, spec, frozenset(absent), observer, control)
             record.refuse_doubt(context, spec, recovery)
-        _open_socket(context, spec, group)
+        open_to_guests(context.runtime, spec, group)
         with context.store() as store:
             context.note_running(store, spec)
             if recovery is not None:
@@ -229,20 +227,3 @@ async def _recover(
             set_name=spec.name,
         )
     return report
-
-
-def _open_socket(context: SetContext, spec: SetSpec, group: int | None) -> None:
-    """QMP opens any file as the daemon's user, so its sockets are ours alone; guests get `nbd.sock`."""
-    runtime = context.runtime
-    try:
-        for path in (runtime.control_sock, runtime.scrub_sock, runtime.watch_sock):
-            path.chmod(0o600)
-        if group is not None:
-            os.chown(runtime.nbd_sock, -1, group)
-        runtime.nbd_sock.chmod(spec.volume.mode_bits)
-    except OSError as error:
-        raise RefusedError(
-            f"The rights of {runtime.nbd_sock} cannot be set: {reason(error)}.",
-            remedy="Check [volume] in the definition, and the runtime directory.",
-            set_name=spec.name,
-        ) from None

@@ -19,67 +19,19 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.runtime import DaemonPaths, escaped
 from qorumctl.errors import DaemonError, DaemonStartError, RefusedError
 from qorumctl.files import open_private, read_bounded, reason
 
-MOST_SOCKET_PATH_BYTES = 107
-"""sun_path holds 108 bytes, the last one NUL."""
 _POLL_S = 0.02
 _LOG_TAIL_BYTES = 8192
 _MOST_PIDFILE_BYTES = 64
 _DEFAULT_BINARY = "qemu-storage-daemon"
 _INSTALL = "Install qemu-system-common (Debian 12) or qemu-utils (from QEMU 10 on), or name the program in QORUM_QSD."
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimePaths:
-    """What one running set keeps in its runtime directory (absolute). Nothing here creates the directory."""
-
-    directory: Path
-
-    @property
-    def control_sock(self) -> Path:
-        return self.directory / "control.sock"
-
-    @property
-    def scrub_sock(self) -> Path:
-        return self.directory / "scrub.sock"
-
-    @property
-    def watch_sock(self) -> Path:
-        return self.directory / "watch.sock"
-
-    @property
-    def nbd_sock(self) -> Path:
-        return self.directory / "nbd.sock"
-
-    @property
-    def pidfile(self) -> Path:
-        return self.directory / "qsd.pid"
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "qsd.log"
-
-    @property
-    def sockets(self) -> tuple[Path, ...]:
-        return (self.control_sock, self.scrub_sock, self.watch_sock, self.nbd_sock)
-
-    def check(self) -> None:
-        """RefusedError when a socket's path is longer than the kernel allows."""
-        longest = max(self.sockets, key=lambda path: len(os.fsencode(path)))
-        length = len(os.fsencode(longest))
-        if length > MOST_SOCKET_PATH_BYTES:
-            raise RefusedError(
-                f"The socket path {longest} has {length} bytes; the kernel allows {MOST_SOCKET_PATH_BYTES}.",
-                remedy="Choose a shorter runtime directory with QORUM_RUNTIME_DIR, or a shorter set name.",
-                path=str(longest),
-            )
 
 
 def find_binary() -> str:
@@ -100,8 +52,8 @@ def find_binary() -> str:
     return str(Path(found).absolute())
 
 
-async def spawn(paths: RuntimePaths, *, deadline_s: float = 20.0) -> int:
-    """Starts the daemon detached and waits until it answers QMP; returns its pid.
+async def spawn(paths: DaemonPaths, arguments: Sequence[str] = (), *, deadline_s: float = 20.0) -> int:
+    """Starts the daemon detached and waits until it answers QMP; returns its pid. `arguments`: beside its monitors.
 
     Raises RefusedError (path too long, or one is running already) and DaemonStartError; then no process, socket or
     pidfile is left. The log stays: it says why.
@@ -109,7 +61,7 @@ async def spawn(paths: RuntimePaths, *, deadline_s: float = 20.0) -> int:
     paths.check()
     binary = find_binary()
     clear_runtime(paths)
-    process, log_start = _launch(binary, paths)
+    process, log_start = _launch([binary, *_arguments(paths, arguments)], paths)
     try:
         await _until_ready(process, paths, log_start, deadline_s)
     except BaseException:
@@ -122,7 +74,7 @@ async def spawn(paths: RuntimePaths, *, deadline_s: float = 20.0) -> int:
     return process.pid
 
 
-def running_pid(paths: RuntimePaths) -> int | None:
+def running_pid(paths: DaemonPaths) -> int | None:
     """The pid of the daemon that serves these paths, or None. A stale pidfile, or a pid that now belongs to another
     process, is None: the process must be alive and name our pidfile on its command line."""
     try:
@@ -133,19 +85,19 @@ def running_pid(paths: RuntimePaths) -> int | None:
     return pid if pid > 0 and _is_ours(paths, pid) else None
 
 
-def find_pid(paths: RuntimePaths) -> int | None:
+def find_pid(paths: DaemonPaths) -> int | None:
     """As `running_pid`; a daemon that has lost its pidfile, or has not written it yet, is found by its socket."""
     return running_pid(paths) or _listener(paths)
 
 
-def processes(paths: RuntimePaths) -> list[int]:
+def processes(paths: DaemonPaths) -> list[int]:
     """Every living daemon that was started for these paths, also one that does not listen yet, or no longer where
     anybody could reach it. Reads all of /proc: some milliseconds."""
     found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
     return [pid for pid in found if _is_ours(paths, pid)]
 
 
-async def wait_gone(paths: RuntimePaths, pid: int, *, deadline_s: float) -> bool:
+async def wait_gone(paths: DaemonPaths, pid: int, *, deadline_s: float) -> bool:
     """Waits until our daemon `pid` has ended. False when it still runs at the deadline."""
     with _pidfd(paths, pid) as process:
         if process is None:
@@ -175,23 +127,23 @@ def handle_on(pid: int, is_the_one: Callable[[], bool]) -> Iterator[int | None]:
         os.close(handle)
 
 
-def terminate(paths: RuntimePaths, pid: int) -> bool:
+def terminate(paths: DaemonPaths, pid: int) -> bool:
     """SIGTERM: the daemon drains and flushes, then ends. False when `pid` is not our daemon any more."""
     return _signal(paths, pid, signal.SIGTERM)
 
 
-def kill(paths: RuntimePaths, pid: int) -> bool:
+def kill(paths: DaemonPaths, pid: int) -> bool:
     """SIGKILL. False when `pid` is not our daemon any more."""
     return _signal(paths, pid, signal.SIGKILL)
 
 
-def clear_runtime(paths: RuntimePaths) -> None:
+def clear_runtime(paths: DaemonPaths) -> None:
     """Removes the sockets and the pidfile of a dead daemon. RefusedError when one lives."""
     # A pidfile can be lost. Clearing, or starting another daemon, would then cut off one that guests use.
     if (pid := find_pid(paths)) is not None:
         raise RefusedError(
             f"A daemon (pid {pid}) already serves {paths.directory}.",
-            remedy="Stop the set first.",
+            remedy=paths.stop_first,
             path=str(paths.directory),
         )
     for path in (*paths.sockets, paths.pidfile):
@@ -210,7 +162,7 @@ def clear_runtime(paths: RuntimePaths) -> None:
             ) from None
 
 
-def _launch(binary: str, paths: RuntimePaths) -> tuple[subprocess.Popen[bytes], int]:
+def _launch(command: list[str], paths: DaemonPaths) -> tuple[subprocess.Popen[bytes], int]:
     """Returns the process and where its part of the log begins."""
     # glibc otherwise maps and unmaps each request's buffer and faults in fresh pages: measured 2x slower over NBD and
     # 8x slower for the vote (requests are at most 32 MiB; these keep them on the heap).
@@ -224,7 +176,7 @@ def _launch(binary: str, paths: RuntimePaths) -> tuple[subprocess.Popen[bytes], 
         try:
             log_start = os.fstat(log).st_size
             process = subprocess.Popen(
-                [binary, *_arguments(paths)],
+                command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -238,30 +190,22 @@ def _launch(binary: str, paths: RuntimePaths) -> tuple[subprocess.Popen[bytes], 
             os.close(log)
     except OSError as error:
         raise DaemonStartError(
-            f"{binary} cannot be started: {reason(error)}{f' ({error.filename})' if error.filename else ''}.",
+            f"{command[0]} cannot be started: {reason(error)}{f' ({error.filename})' if error.filename else ''}.",
             remedy=f"Check that {paths.directory} exists and is yours.",
             path=str(paths.directory),
         ) from None
     return process, log_start
 
 
-def _arguments(paths: RuntimePaths) -> list[str]:
+def _arguments(paths: DaemonPaths, more: Sequence[str]) -> list[str]:
     arguments: list[str] = []
-    for name, path in (("control", paths.control_sock), ("scrub", paths.scrub_sock), ("watch", paths.watch_sock)):
-        arguments += ["--chardev", f"socket,id={name},path={_escaped(path)},server=on,wait=off"]
+    for name, path in paths.monitors.items():
+        arguments += ["--chardev", f"socket,id={name},path={escaped(path)},server=on,wait=off"]
         arguments += ["--monitor", f"chardev={name}"]
-    # 0: unlimited. QEMU 9.1 began to cap at 100, and at the cap new clients just hang.
-    arguments += ["--nbd-server", f"addr.type=unix,addr.path={_escaped(paths.nbd_sock)},max-connections=0"]
-    return [*arguments, "--pidfile", str(paths.pidfile)]
+    return [*arguments, *paths.servers, *more, "--pidfile", str(paths.pidfile)]
 
 
-def _escaped(path: Path) -> str:
-    return str(path).replace(",", ",,")
-
-
-async def _until_ready(
-    process: subprocess.Popen[bytes], paths: RuntimePaths, log_start: int, deadline_s: float
-) -> None:
+async def _until_ready(process: subprocess.Popen[bytes], paths: DaemonPaths, log_start: int, deadline_s: float) -> None:
     ends_at_s = time.monotonic() + deadline_s
     while running_pid(paths) != process.pid:
         if process.poll() is not None:
@@ -297,7 +241,7 @@ def _last_line(log: Path, start: int) -> str:
     return ""
 
 
-def _is_ours(paths: RuntimePaths, pid: int) -> bool:
+def _is_ours(paths: DaemonPaths, pid: int) -> bool:
     """Whether `pid` is alive and was started for these paths. Asks the process alone: it removes its pidfile before it
     has ended."""
     process = Path("/proc") / str(pid)
@@ -318,7 +262,7 @@ def _is_ours(paths: RuntimePaths, pid: int) -> bool:
     return False
 
 
-def _listener(paths: RuntimePaths) -> int | None:
+def _listener(paths: DaemonPaths) -> int | None:
     """The pid of a living daemon of ours that listens on the control socket, whatever became of its pidfile."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -331,12 +275,12 @@ def _listener(paths: RuntimePaths) -> int | None:
     return pid if _is_ours(paths, pid) else None
 
 
-def _pidfd(paths: RuntimePaths, pid: int) -> contextlib.AbstractContextManager[int | None]:
+def _pidfd(paths: DaemonPaths, pid: int) -> contextlib.AbstractContextManager[int | None]:
     """A handle on our daemon, or None when `pid` is not ours (any more)."""
     return handle_on(pid, lambda: _is_ours(paths, pid))
 
 
-def _signal(paths: RuntimePaths, pid: int, number: signal.Signals) -> bool:
+def _signal(paths: DaemonPaths, pid: int, number: signal.Signals) -> bool:
     with _pidfd(paths, pid) as process:
         if process is None:
             return False

@@ -74,6 +74,21 @@ class RunningScrub(Document):
     pid: int | None
 
 
+class FrontStatus(Document):
+    """The daemon that serves guests which speak vhost-user-blk."""
+
+    pid: int | None = Field(description="null: it has ended without having been stopped")
+    socket: str = Field(description="where guests connect")
+    guest: bool | None = Field(description="a guest is connected; null: the kernel does not tell")
+    connected: bool | None = Field(
+        description="to the volume; after a restart of the set it connects anew with the guest's next request"
+    )
+    write_through: bool | None = Field(
+        description="each write is durable when it is acknowledged; false: the guest's device has config-wce=off"
+    )
+    num_queues: int | None
+
+
 class SetStatus(Document):
     set: str
     uuid: str
@@ -90,6 +105,7 @@ class SetStatus(Document):
     last_scrub: RunSummary | None
     unrepaired: int = Field(description="findings of the newest completed look at each range that are still open")
     copies: list[CopyStatus]
+    front: FrontStatus | None = Field(None, description="null: there is none")
 
 
 class StatusReport(Document):
@@ -197,6 +213,20 @@ class AttachReport(Document):
     uri: str
     qemu: list[str] = Field(description="arguments for qemu-system-*")
     libvirt: str = Field(description="a <disk> element")
+    vhost_user_blk: list[str] = Field(
+        default_factory=list, description="arguments for qemu-system-*, the guest's memory included: of the front"
+    )
+
+
+class FrontReport(Document):
+    """The answer of `front`. `changed` is false when there was nothing to do."""
+
+    schema_: Literal["qorum.front/1"] = Field("qorum.front/1", alias="schema")
+    set: str
+    changed: bool
+    front: FrontStatus | None = Field(description="null: there is none, or none any more")
+    qemu: list[str] = Field(description="arguments for qemu-system-*, the guest's memory included; empty without one")
+    warnings: list[str] = Field(default_factory=list)
 
 
 class QmpReport(Document):

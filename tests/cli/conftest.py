@@ -25,7 +25,7 @@ import pytest
 
 from qorumctl.cli import main as program
 from qorumctl.daemon import process
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from tests.live import end_watcher, wait_for
 
 MIB = 1 << 20

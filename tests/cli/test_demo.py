@@ -24,7 +24,7 @@ from qorumctl.core.diagnosis import diagnose
 from qorumctl.core.findings import FindingVerdict
 from qorumctl.core.ranges import SECTOR_BYTES
 from qorumctl.daemon import process
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.model.report import FindingDocument
 from qorumctl.model.status import CheckItem
 from qorumctl.scrub.ports import StopReason

@@ -11,7 +11,7 @@ import pytest
 from qorumctl.cli.watch import line
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.ranges import Range
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.model.status import EventDocument
 from qorumctl.store import SetLock
 from tests.cli.conftest import Machine, validate

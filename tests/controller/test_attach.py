@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qorumctl.cli.render import qemu_lines
-from qorumctl.controller.attach import RECONNECT_DELAY_S, attachment
+from qorumctl.cli.render import shell_lines
+from qorumctl.controller.attach import attachment
 from qorumctl.daemon.client import Monitor
+from qorumctl.daemon.front import RECONNECT_DELAY_S
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.model.status import AttachReport
 from tests.live import SIZE, Daemons, make_spec
@@ -30,7 +31,7 @@ DEADLINE_S = 60.0
 
 def _pasted(report: AttachReport) -> str:
     """What `attach --as qemu` prints."""
-    return "\n".join(qemu_lines(report))
+    return "\n".join(shell_lines(report.qemu))
 
 
 def options(report: AttachReport) -> tuple[dict[str, Any], dict[str, str]]:

@@ -21,7 +21,8 @@ from qorumctl.controller.doctor import examine
 from qorumctl.controller.drain_probe import DRAIN, WATCH, probe, temporary_daemon
 from qorumctl.controller.storage_probe import DIRECT, LOCKS
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.process import RuntimePaths, running_pid
+from qorumctl.daemon.process import running_pid
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.model.status import CheckItem, DoctorReport
 from qorumctl.paths import Directories
 from tests.live import DEADLINE_S, wait_for

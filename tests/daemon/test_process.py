@@ -12,7 +12,7 @@ import pytest
 
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.errors import DaemonStartError, RefusedError
 from tests.live import DEADLINE_S, Daemons, wait_for
 

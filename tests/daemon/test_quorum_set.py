@@ -14,8 +14,8 @@ import pytest
 
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.errors import CommandError, CopyError, CopyUnavailableError, RefusedError
 from qorumctl.model.spec import SetSpec
 from tests.live import DEADLINE_S, MIB, SIZE, Daemons, NbdServer, make_spec, wait_for

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from qorumctl.daemon.client import Monitor
-from qorumctl.daemon.process import RuntimePaths
 from qorumctl.daemon.quorum_set import QuorumSet
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.daemon.watches import WATCH_PREFIX
 from qorumctl.errors import CommandError, DaemonStalledError
 from qorumctl.model.spec import SetSpec

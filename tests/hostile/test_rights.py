@@ -17,7 +17,7 @@ import pytest
 from qorumctl.controller.sets import QuorumSets
 from qorumctl.controller.watcher import LOCK_NAME
 from qorumctl.daemon import process
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.errors import QorumError
 from qorumctl.paths import Directories
 from qorumctl.store import SetLock

@@ -20,7 +20,7 @@ from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink, Ticket
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.model.report import ScrubReport
 from qorumctl.paths import Directories
 from tests.live import MIB, end_watcher, wait_for

@@ -1,0 +1,22 @@
+"""A front -> what people read. Pure."""
+
+from __future__ import annotations
+
+from qorumctl.model.status import FrontReport, FrontStatus
+
+
+def front(done: FrontReport) -> str:
+    """One sentence; the arguments of a guest come after it, in lines of their own."""
+    if done.front is None:
+        return f"The front of {done.set} is stopped." if done.changed else f"{done.set} has no front."
+    text = "is started" if done.changed else "runs already: nothing was changed"
+    return f"The front of {done.set} {text}. A guest of 1 GiB uses it so ('qorumctl attach' takes another --memory):"
+
+
+def front_line(one: FrontStatus) -> str:
+    if one.pid is None:
+        return f"has ended without being stopped: its guest hangs ({one.socket})"
+    guest = {True: "a guest is connected", False: "no guest", None: "nobody can tell whether a guest is connected"}
+    away = "" if one.connected is not False else "; not connected to the volume, until a guest asks for it"
+    wce = "" if one.write_through else ", for a guest with config-wce=off"
+    return f"{one.socket} (vhost-user-blk{wce}), process {one.pid}, {guest[one.guest]}{away}"
