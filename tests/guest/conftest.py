@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest import image
+from tests.guest.appliances import Appliances
 from tests.guest.guest import Guest
 from tests.integration.conftest import live_set
 from tests.integration.harness import NAME, LiveSet
@@ -24,13 +26,31 @@ def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def boot(initramfs: Path, live_set: object, tmp_path: Path) -> Iterator[Callable[[LiveSet], Guest]]:
-    """`boot(live)`: a guest with the set's volume for its disk, ready for commands."""
+def appliances(
+    live_set: Callable[..., LiveSet], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[LiveSet], Appliances]]:
+    if os.access("/dev/shm", os.W_OK):
+        # There nbdkit keeps its caches, in files without a name.
+        monkeypatch.setenv("TMPDIR", "/dev/shm")
+    made: list[Appliances] = []
+
+    def make(live: LiveSet) -> Appliances:
+        made.append(Appliances(live))
+        return made[-1]
+
+    yield make
+    for racks in made:
+        racks.power_off()
+
+
+@pytest.fixture
+def boot(initramfs: Path, live_set: object, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
+    """`boot(live)`: a guest with the set's volume for its disk, ready for commands. `form`: of `attach --as`."""
     assert shutil.which("qemu-system-x86_64"), "apt-get install --no-install-recommends qemu-system-x86"
     guests: list[Guest] = []
 
-    def start(live: LiveSet) -> Guest:
-        asked = live.cli("attach", NAME, "--as", "qemu")
+    def start(live: LiveSet, form: str = "qemu") -> Guest:
+        asked = live.cli("attach", NAME, "--as", form, "--memory", "256MiB")
         words = asked.communicate()[0].decode()
         assert asked.returncode == 0
         guests.append(Guest(initramfs, words, tmp_path / f"console{len(guests)}"))

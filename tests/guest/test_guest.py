@@ -7,20 +7,19 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from qorumctl.core.ranges import Range
-from qorumctl.daemon import process
 from qorumctl.errors import QorumError
 from tests.attack import UNIT_S, Attack
+from tests.guest.appliances import Appliances
 from tests.guest.guest import Guest
 from tests.guest.workload import Rot, pattern
-from tests.integration.harness import NAME, SECTOR, LiveSet, in_background
-from tests.live import MIB, NbdServer, wait_for
+from tests.integration.harness import NAME, SECTOR, LiveSet, in_background, kill_daemon
+from tests.live import MIB, wait_for
 
 # A soak has a limit of its own. Two boots and a recovery took 100 s among 30 other busy processes on two cores.
 pytestmark = [pytest.mark.live, *([] if UNIT_S in os.environ else [pytest.mark.timeout(600)])]
@@ -139,70 +138,6 @@ async def test_ext4(live_set: LiveSets, boot: Boot, attack: Attack) -> None:
         attack.count(scrubs=scrubs, files_synced=len(promised), flips_found=len(rot.found))
 
 
-class Appliances:
-    """Three copies over NBD, each behind a cache that only a flush empties, and a power failure loses."""
-
-    def __init__(self, live: LiveSet) -> None:
-        self._live = live
-        self._servers: list[NbdServer] = []
-
-    async def start(self, seed: int) -> bytearray:
-        """A set of them, or that of the last round again; returns what its volume holds. That is written to the images
-        themselves, so that no cache hides what rots in it."""
-        created = bool(self._live.sources)
-        if created:
-            await self._live.sets.stop(NAME)
-            self.power_off()
-        content = random.Random(seed).randbytes(SIZE)
-        for path in self._live.paths():
-            Path(path).write_bytes(content)
-        self.power_on()
-        if not created:
-            await self._live.create(sources=[server.uri for server in self._servers], size_bytes=None)
-            self._live.sources = self._live.paths()
-        await self._live.start()
-        return bytearray(content)
-
-    def power_on(self) -> None:
-        for path in self._live.paths():
-            at = self._live.directories.config.parent / Path(path).stem
-            for left in (at.with_suffix(".sock"), at.with_suffix(".pid")):
-                left.unlink(missing_ok=True)
-            self._servers.append(NbdServer(at, ["--filter=cache", "file", path, "cache=writeback"]))
-        for server in self._servers:
-            server.wait_ready()
-
-    def power_off(self) -> None:
-        while self._servers:
-            self._servers.pop().kill()
-
-    def lose_power(self, dice: random.Random, most_gap_s: float) -> None:
-        """All of them and the daemon, in any order, with so much time between two at the most."""
-        ends = [*(server.kill for server in self._servers), partial(kill_daemon, self._live)]
-        dice.shuffle(ends)
-        for end in ends:
-            end()
-            at_s = time.monotonic() + dice.random() * most_gap_s
-            wait_for(lambda at_s=at_s: time.monotonic() >= at_s, "the next failure")
-        self._servers.clear()
-
-
-@pytest.fixture
-def appliances(live_set: LiveSets, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[LiveSet], Appliances]]:
-    if os.access("/dev/shm", os.W_OK):
-        # There nbdkit keeps its caches, in files without a name.
-        monkeypatch.setenv("TMPDIR", "/dev/shm")
-    made: list[Appliances] = []
-
-    def make(live: LiveSet) -> Appliances:
-        made.append(Appliances(live))
-        return made[-1]
-
-    yield make
-    for racks in made:
-        racks.power_off()
-
-
 class PowerCut:
     """Kills the daemon in the middle of things: once the guest has so many files on disk, and a random moment later."""
 
@@ -219,14 +154,6 @@ class PowerCut:
         finally:
             self.begun = True
             self._cut()
-
-
-def kill_daemon(live: LiveSet) -> None:
-    """And not its watcher."""
-    pid = process.running_pid(live.runtime)
-    assert pid is not None
-    process.kill(live.runtime, pid)
-    wait_for(lambda: process.running_pid(live.runtime) is None, "the daemon's end")
 
 
 async def work_until_the_cut(live: LiveSet, guest: Guest, seed: int, cut: Callable[[], None]) -> int:
@@ -297,7 +224,7 @@ async def test_power_cut(live_set: LiveSets, boot: Boot, attack: Attack) -> None
     for seed in attack.rounds(1):
         shadow = live.fill(seed=seed)
         guest = boot(live)
-        cut = live.end if seed % 4 < 2 else lambda: kill_daemon(live)
+        cut = live.end if seed % 4 < 2 else lambda: kill_daemon(live.runtime)
         scrubs = await work_until_the_cut(live, guest, seed, cut)
         promised = synced(guest.lines)
         assert promised

@@ -20,7 +20,7 @@ from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink, Ticket
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
-from qorumctl.daemon.runtime import RuntimePaths
+from qorumctl.daemon.runtime import DaemonPaths, FrontPaths, RuntimePaths
 from qorumctl.model.report import ScrubReport
 from qorumctl.paths import Directories
 from tests.live import MIB, end_watcher, wait_for
@@ -152,12 +152,22 @@ class LiveSet:
         watches, exports = asyncio.run(look())
         return {"watches": watches, "exports": exports}
 
+    @property
+    def front(self) -> FrontPaths:
+        return FrontPaths(self.directories.runtime_dir(NAME))
+
     def end(self) -> None:
         end_watcher(self.directories.state_dir(NAME))
-        pid = process.running_pid(self.runtime)
-        if pid is not None:
-            process.kill(self.runtime, pid)
-            wait_for(lambda: process.running_pid(self.runtime) is None, "the daemon's end")
+        for paths in (self.front, self.runtime):
+            kill_daemon(paths)
+
+
+def kill_daemon(paths: DaemonPaths) -> None:
+    """SIGKILL, and nothing else; one that does not run is fine."""
+    pid = process.running_pid(paths)
+    if pid is not None:
+        process.kill(paths, pid)
+        wait_for(lambda: process.running_pid(paths) is None, "the daemon's end")
 
 
 class Writers:
