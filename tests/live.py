@@ -17,7 +17,7 @@ import pytest
 
 from qorumctl.controller.watcher import LOCK_NAME
 from qorumctl.daemon import process
-from qorumctl.daemon.runtime import RuntimePaths
+from qorumctl.daemon.runtime import DaemonPaths, RuntimePaths
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import SetLock
 
@@ -71,7 +71,7 @@ class Daemons:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._started: list[tuple[RuntimePaths, int]] = []
+        self._started: list[tuple[DaemonPaths, int]] = []
 
     def paths(self) -> RuntimePaths:
         """A fresh, empty runtime directory."""
@@ -79,9 +79,12 @@ class Daemons:
 
     async def spawn(self) -> tuple[RuntimePaths, int]:
         paths = self.paths()
-        pid = await process.spawn(paths)
+        return paths, await self.spawn_at(paths)
+
+    async def spawn_at(self, paths: DaemonPaths, arguments: Sequence[str] = ()) -> int:
+        pid = await process.spawn(paths, arguments)
         self._started.append((paths, pid))
-        return paths, pid
+        return pid
 
     def end_all(self) -> None:
         for paths, pid in self._started:
@@ -90,7 +93,7 @@ class Daemons:
             wait_for(partial(_gone, paths, pid), f"the end of daemon {pid}")
 
 
-def _gone(paths: RuntimePaths, pid: int) -> bool:
+def _gone(paths: DaemonPaths, pid: int) -> bool:
     return process.running_pid(paths) != pid
 
 

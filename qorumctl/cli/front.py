@@ -52,8 +52,6 @@ def front(
     if force and not stop:
         raise UsageError("--force goes with --stop alone.", remedy="Leave it out.")
     done = asyncio.run(_do(QuorumSets(), name, num_queues, config_wce_off, stop, force))
-    for text in done.warnings:
-        outlet.warning(text)
     outlet.document(done, render.words(render_front.front(done)))
     if not outlet.as_json and done.qemu:
         outlet.text("\n".join(f"    {line}" for line in render.shell_lines(done.qemu)))

@@ -98,7 +98,7 @@ def _set_status(one: SetStatus) -> RenderableType:
             ("policy", _POLICIES[one.policy]),
             ("threshold", f"{one.threshold} of {len(one.copies)} copies win a vote"),
             ("volume", one.volume),
-            ("front", front_line(one.front) if one.front else None),
+            ("front", front_line(one.set, one.front) if one.front else None),
             ("scrub", scrub_line(one)),
             ("note", _NOTE_OF_DEFINITION.format(one.set) if one.definition_differs else None),
             ("copies", ""),

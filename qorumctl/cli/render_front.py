@@ -13,9 +13,9 @@ def front(done: FrontReport) -> str:
     return f"The front of {done.set} {text}. A guest of 1 GiB uses it so ('qorumctl attach' takes another --memory):"
 
 
-def front_line(one: FrontStatus) -> str:
+def front_line(set_name: str, one: FrontStatus) -> str:
     if one.pid is None:
-        return f"has ended without being stopped: its guest hangs ({one.socket})"
+        return f"ended without being stopped: power off its guest, then run 'qorumctl front {set_name} --stop'"
     guest = {True: "a guest is connected", False: "no guest", None: "nobody can tell whether a guest is connected"}
     away = "" if one.connected is not False else "; not connected to the volume, until a guest asks for it"
     wce = "" if one.write_through else ", for a guest with config-wce=off"

@@ -34,7 +34,7 @@ async def begin(context: SetContext, options: FrontOptions) -> FrontReport:
     if not await serving.is_up(context):
         raise _not_up(context)
     spec = serving.spec_in_force(context)
-    died = has_died(context)
+    _refuse_dead(context)
     paths = context.front
     pid = await process.spawn(paths, front.arguments(paths, context.runtime.nbd_sock, options))
     try:
@@ -42,7 +42,7 @@ async def begin(context: SetContext, options: FrontOptions) -> FrontReport:
     except BaseException:
         await _end(context, pid, wait_s=_FORCED_S, force=True)
         raise
-    return _report(context, options, changed=True, warnings=[_DIED.format(context.name)] if died else [])
+    return _report(context, options, changed=True)
 
 
 async def stop(context: SetContext, *, force: bool) -> FrontReport:
@@ -97,10 +97,6 @@ async def absent(context: SetContext, command: str, *, force: bool = False) -> A
 
 
 _FORCED = {"stop": " --force ends it, too, and cuts its guest off.", "restart": " With --force its guest waits."}
-_DIED = (
-    "The front of {} had ended without being stopped. A guest that used it has to be powered off before it is started "
-    "again: what it had in flight is lost to it, and QEMU cannot go on there."
-)
 
 
 def _check(options: FrontOptions) -> None:
@@ -121,6 +117,18 @@ def _refuse_other_options(context: SetContext, running: FrontOptions | None, wan
         remedy=f"Run 'qorumctl front {context.name} --stop' first, or ask for the same. Nothing was changed.",
         set_name=context.name,
     )
+
+
+def _refuse_dead(context: SetContext) -> None:
+    """A guest that connects again, because somebody gave it `reconnect`, would do so by itself: see daemon/front.py."""
+    if has_died(context):
+        raise RefusedError(
+            f"The last front of {context.name} ended without being stopped, and a guest that goes on with a new one "
+            "loses requests, or repeats them.",
+            remedy=f"Power off the guest that used it, then run 'qorumctl front {context.name} --stop', and this "
+            "again. Nothing was changed.",
+            set_name=context.name,
+        )
 
 
 def _not_up(context: SetContext) -> DaemonGoneError | RefusedError:
@@ -177,16 +185,9 @@ def _clear(context: SetContext) -> None:
         process.clear_runtime(context.front)
 
 
-def _report(
-    context: SetContext, options: FrontOptions, *, changed: bool, warnings: list[str] | None = None
-) -> FrontReport:
-    return FrontReport(
-        set=context.name,
-        changed=changed,
-        front=look(context),
-        qemu=vhost_user_arguments(context.name, context.front.server, options),
-        warnings=warnings or [],
-    )
+def _report(context: SetContext, options: FrontOptions, *, changed: bool) -> FrontReport:
+    arguments = vhost_user_arguments(context.name, context.front.server, options)
+    return FrontReport(set=context.name, changed=changed, front=look(context), qemu=arguments)
 
 
 def _status(context: SetContext, pid: int | None, options: FrontOptions | None) -> FrontStatus:

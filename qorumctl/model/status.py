@@ -226,7 +226,6 @@ class FrontReport(Document):
     changed: bool
     front: FrontStatus | None = Field(description="null: there is none, or none any more")
     qemu: list[str] = Field(description="arguments for qemu-system-*, the guest's memory included; empty without one")
-    warnings: list[str] = Field(default_factory=list)
 
 
 class QmpReport(Document):

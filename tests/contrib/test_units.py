@@ -111,8 +111,8 @@ def test_what_the_documentation_adds_for_metrics_reaches_every_service(installed
 
 
 @with_systemd
-@pytest.mark.parametrize("unit", ["qorum-scrub@.service", "qorum-watch@.service"])
-def test_scrub_and_watch_can_reach_little(unit: str) -> None:
+@pytest.mark.parametrize("unit", ["qorum-scrub@.service", "qorum-watch@.service", "qorum-front@.service"])
+def test_scrub_watch_and_front_can_reach_little(unit: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(ROOT / "contrib/systemd" / unit)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     exposure = EXPOSED.search(said)
@@ -201,8 +201,15 @@ def test_an_operator_s_own_starts_are_not_refused(unit: str) -> None:
 
 
 def test_every_failure_is_told() -> None:
-    units = ("qorum-storage@.service", "qorum-watch@.service", "qorum-scrub@.service")
-    assert [setting(unit, "OnFailure") for unit in units] == [["qorum-notify@%n.service"]] * 3
+    units = ("qorum-storage@.service", "qorum-watch@.service", "qorum-scrub@.service", "qorum-front@.service")
+    assert [setting(unit, "OnFailure") for unit in units] == [["qorum-notify@%n.service"]] * len(units)
+
+
+def test_a_front_outlives_the_death_of_its_set_and_is_never_started_anew_by_itself() -> None:
+    for binding in ("BindsTo", "Requires", "PartOf"):
+        assert setting("qorum-front@.service", binding) == []
+    assert setting("qorum-front@.service", "StopPropagatedFrom") == ["qorum-storage@%i.service"]
+    assert setting("qorum-front@.service", "Restart") == ["no"]
 
 
 def test_a_mailer_keeps_the_rights_that_it_needs() -> None:

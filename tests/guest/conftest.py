@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,16 @@ def appliances(
 
 @pytest.fixture
 def boot(initramfs: Path, live_set: object, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
-    """`boot(live)`: a guest with the set's volume for its disk, ready for commands. `form`: of `attach --as`."""
+    """`boot(live)`: a guest with the set's volume for its disk, ready for commands. `form`: of `attach --as`; `more`:
+    further arguments of QEMU."""
     assert shutil.which("qemu-system-x86_64"), "apt-get install --no-install-recommends qemu-system-x86"
     guests: list[Guest] = []
 
-    def start(live: LiveSet, form: str = "qemu") -> Guest:
+    def start(live: LiveSet, form: str = "qemu", *, more: Sequence[str] = ()) -> Guest:
         asked = live.cli("attach", NAME, "--as", form, "--memory", "256MiB")
         words = asked.communicate()[0].decode()
         assert asked.returncode == 0
+        words = f"{words.rstrip()} {shlex.join(more)}"
         guests.append(Guest(initramfs, words, tmp_path / f"console{len(guests)}"))
         guests[-1].wait_ready()
         return guests[-1]
