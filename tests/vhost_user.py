@@ -42,6 +42,8 @@ class Disk:
         size = _DATA + SLOTS * SLOT_BYTES
         os.ftruncate(fd, size)
         self.memory = mmap.mmap(fd, size)
+        # struct.pack_into clears what it is about to write: the daemon would read an index of 0 for a moment.
+        self._numbers = memoryview(self.memory).cast("H")
         self._kick, self._call = os.eventfd(0), os.eventfd(0)
         self.offered = self._ask("Q", _GET_FEATURES)
         self._send(_SET_OWNER)
@@ -86,6 +88,9 @@ class Disk:
         """Of what the slot holds, and comes to hold until it is done."""
         self._submit(_WRITE, slot, offset, length)
 
+    def submit_read(self, slot: int, offset: int, length: int = SLOT_BYTES) -> None:
+        self._submit(_READ, slot, offset, length)
+
     def write(self, offset: int, data: bytes) -> bool:
         self.memory[self.at(0) : self.at(0) + len(data)] = data
         self._submit(_WRITE, 0, offset, len(data))
@@ -112,14 +117,14 @@ class Disk:
             struct.pack_into("QIHH", self.memory, (slot * 3 + n) * 16, address, size, flags, following)
         struct.pack_into("H", self.memory, _AVAIL + 4 + 2 * (self._submitted % _QUEUE), slot * 3)
         self._submitted += 1
-        struct.pack_into("H", self.memory, _AVAIL + 2, self._submitted & 0xFFFF)
+        self._numbers[_AVAIL // 2 + 1] = self._submitted & 0xFFFF
         self._flying.add(slot)
         os.eventfd_write(self._kick, 1)
 
     def completed(self) -> dict[int, bool]:
         """Slot -> whether it succeeded, of what has completed since."""
         done = {}
-        (used,) = struct.unpack_from("H", self.memory, _USED + 2)
+        used = self._numbers[_USED // 2 + 1]
         while self._completed & 0xFFFF != used:
             (head,) = struct.unpack_from("I", self.memory, _USED + 4 + 8 * (self._completed % _QUEUE))
             self._completed += 1

@@ -26,6 +26,7 @@ FILES = [
     ("/etc/qorum/sets/NAME.toml", "The definition of a set, see qorumctl.toml(5)."),
     ("/var/lib/qorum/NAME/state.db", "Runs, findings, and samples of damaged data: readable by its owner only."),
     ("/run/qorum/NAME/nbd.sock", "Where guests connect: the NBD export 'volume'."),
+    ("/run/qorum/NAME/front.sock", "Where a guest of 'qorumctl front' connects: vhost-user-blk."),
     ("/run/qorum/NAME/qsd.log", "What the storage daemon says."),
     ("IMAGE.qorum", "The identity of an image, beside it. Move, copy and restore the two together."),
 ]

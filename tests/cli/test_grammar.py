@@ -92,7 +92,7 @@ def test_bad_usage_is_one_sentence_and_where_help_is(
 @pytest.mark.parametrize(
     ("line", "culprit", "help_"),
     [
-        ("frob", "frob", "qorumctl --help"),
+        ("zork", "zork", "qorumctl --help"),
         ("status --nope", "--nope", "qorumctl status --help"),
         ("show", "NAME", "qorumctl show --help"),
         ("show a b", "b", "qorumctl show --help"),

@@ -26,10 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("architecture", "metrics", "safety", "integration", "operations", "report", "runbook")
-    ),
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 _MARK = "@@end-of-command@@"
 _DEADLINE_S = 170
