@@ -109,4 +109,5 @@ async def test_only_a_flush_or_the_front_s_own_writes_through(
         lost.append([copy for copy in "abc" if live.contents(copy)[:4096] != data])
         racks.power_on()
         await live.start()
+        await live.sets.stop_front(NAME)
     assert lost == [[], [], ["a", "b", "c"]]

@@ -56,7 +56,7 @@ def rights(*roots: Path) -> dict[str, str]:
     return found
 
 
-STATE = {"state.db", "state.db-wal", "state.db-shm", "lock", LOCK_NAME}
+STATE = {"state.db", "state.db-wal", "state.db-shm", "lock", "front.lock", LOCK_NAME}
 SOCKETS = {"control.sock", "scrub.sock", "watch.sock", "nbd.sock"}
 
 
