@@ -92,7 +92,7 @@ async def absent(context: SetContext, command: str, *, force: bool = False) -> A
             raise RefusedError(
                 f"A vhost-user-blk front of {context.name} runs (pid {pid}).", remedy=remedy, set_name=context.name
             )
-        _clear(context)
+        # What one that died has left stays: it says that a guest of it may still be up.
         yield
 
 

@@ -46,8 +46,8 @@ def commands(stopped: Stopped) -> list[Callable[[], object]]:
     return [*stopped.looks(), lambda: sets.stop(NAME), lambda: sets.cancel(NAME), lambda: sets.attach(NAME)]
 
 
-STATE = ["state.db", "state.db-wal", "state.db-shm", "state.db-journal", "lock", "watch.lock", "creating.json",
-         ".creating.json.tmp"]  # fmt: skip
+STATE = ["state.db", "state.db-wal", "state.db-shm", "state.db-journal", "lock", "watch.lock", "front.lock",
+         "creating.json", ".creating.json.tmp"]  # fmt: skip
 
 
 @needs_root
@@ -63,12 +63,13 @@ def test_in_the_state_directory(stopped: Stopped, victim: Path, name: str, kind:
     assert fingerprint([victim, *stopped.images]) == before
 
 
+FRONT = ["front.pid", "front.qmp", "front.sock"]
 RUNTIME = ["qsd.pid", "qsd.log", "watch.log", "control.lock", "control.sock", "scrub.sock", "watch.sock", "nbd.sock"]
 
 
 @needs_root
 @pytest.mark.parametrize("kind", ["symlink", "pipe", "directory"])
-@pytest.mark.parametrize("name", RUNTIME)
+@pytest.mark.parametrize("name", [*RUNTIME, *FRONT])
 def test_in_the_runtime_directory(stopped: Stopped, victim: Path, name: str, kind: str) -> None:
     stopped.directories.runtime_dir(NAME).mkdir(parents=True)
     planted = stopped.directories.runtime_dir(NAME) / name

@@ -223,6 +223,7 @@ async def test_what_was_acknowledged_outlives_the_death_of_both_daemons(live_set
     await live.start()
     assert (await live.sets.status([NAME])).sets[0].state == "healthy"
     assert len({live.contents(copy) for copy in "abc"}) == 1
+    await live.sets.restart(NAME)
     assert live.contents("a")[: 2 * MIB] == shadow[: 2 * MIB]
 
     # A guest that connects again would be served wrongly.
