@@ -21,6 +21,7 @@ PREFIX = "/usr/local"
 PLACED = [
     "bin/qorumctl",
     "lib/qorumctl/notify",
+    "lib/systemd/system/qorum-front@.service",
     "lib/systemd/system/qorum-notify@.service",
     "lib/systemd/system/qorum-scrub@.service",
     "lib/systemd/system/qorum-scrub@.timer",
@@ -29,6 +30,7 @@ PLACED = [
     "lib/sysusers.d/qorum.conf",
     "lib/tmpfiles.d/qorum.conf",
     "share/bash-completion/completions/qorumctl",
+    "share/doc/qorumctl/front.md",
     "share/doc/qorumctl/operations.md",
     "share/fish/vendor_completions.d/qorumctl.fish",
     "share/man/man1/qorumctl.1",
