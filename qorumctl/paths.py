@@ -20,12 +20,14 @@ SERVICE_USER = "qorum"
 @dataclass(frozen=True)
 class Directories:
     """`config` holds `NAME.toml`, `state` and `runtime` hold one directory per set; `textfile`, where there is one, the
-    metrics of each. That one is not checked here: nothing may fail for the sake of metrics."""
+    metrics of each. That one is not checked here: nothing may fail for the sake of metrics. `hooks`: the programs that
+    are told of events; see hook_files.py."""
 
     config: Path
     state: Path
     runtime: Path
     textfile: Path | None = None
+    hooks: Path | None = None
 
     def definition_path(self, name: str) -> Path:
         return self.config / f"{_checked(name)}.toml"
@@ -37,7 +39,9 @@ class Directories:
         return self.runtime / _checked(name)
 
 
-SERVICE_DIRECTORIES = Directories(Path("/etc/qorum/sets"), Path("/var/lib/qorum"), Path("/run/qorum"))
+SERVICE_DIRECTORIES = Directories(
+    Path("/etc/qorum/sets"), Path("/var/lib/qorum"), Path("/run/qorum"), hooks=Path("/etc/qorum/hooks.d")
+)
 """Of root and of the service user."""
 
 
@@ -52,11 +56,14 @@ def directories(environment: Mapping[str, str] | None = None) -> Directories:
         config = _xdg(env, "XDG_CONFIG_HOME", ".config", "QORUM_CONFIG_DIR") / "qorum" / "sets"
         state = _xdg(env, "XDG_STATE_HOME", ".local/state", "QORUM_STATE_DIR") / "qorum"
         runtime = _xdg_runtime(env) / "qorum"
+    config = overrides["QORUM_CONFIG_DIR"] or config
     return Directories(
-        config=overrides["QORUM_CONFIG_DIR"] or config,
+        config=config,
         state=overrides["QORUM_STATE_DIR"] or state,
         runtime=overrides["QORUM_RUNTIME_DIR"] or runtime,
         textfile=Path(textfile) if (textfile := env.get("QORUM_TEXTFILE_DIR")) else None,
+        # Beside the definitions: sets of a test or a demonstration do not reach the hooks of this host.
+        hooks=_override(env, "QORUM_HOOKS_DIR") or config.parent / "hooks.d",
     )
 
 

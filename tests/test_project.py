@@ -20,7 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"errors", "units"}
 # What touches files of the machine; among themselves they keep no order.
-FILES = {"files", "explain", "paths", "service_user", "definitions", "identity", "images", "image_use", "store"}
+FILES = {
+    "files",
+    "explain",
+    "paths",
+    "service_user",
+    "definitions",
+    "hook_files",
+    "identity",
+    "images",
+    "image_use",
+    "store",
+}
 
 # A part of the package -> the parts it may import beside itself. A part is a module, or a package with all its modules;
 # the longest name that fits a module is its part.

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli import copy, exit_codes, front, metrics, report, scrub, service, sets, tools, watch
+from qorumctl.cli import copy, exit_codes, front, hooks, metrics, report, scrub, service, sets, tools, watch
 from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
@@ -36,6 +36,7 @@ for _command in (
 ):  # fmt: skip
     app.command(name=_command.__name__.removesuffix("_sets"))(_command)
 app.add_typer(copy.app, name="copy")
+app.add_typer(hooks.app, name="hooks")
 if importlib.util.find_spec("qorumctl.cli.demo") is not None:
     app.command(name="demo")(tools.demo)
 

@@ -19,12 +19,17 @@ ENVIRONMENT = [
     ("QORUM_STATE_DIR", "Where records of scrubs are, instead of /var/lib/qorum."),
     ("QORUM_RUNTIME_DIR", "Where sockets, pidfiles and logs are, instead of /run/qorum. Keep it short."),
     ("QORUM_QSD", "The storage daemon: a path, or a name on PATH; qemu-storage-daemon if unset."),
+    ("QORUM_HOOKS_DIR", "Where hooks are, instead of hooks.d beside the directory of definitions."),
+    ("QORUM_HOOKS_BY_UNIT", "Set in the units of systemd: hooks are run by a unit of their own, qorum-hooks@.service."),
+    ("QORUM_SET", "For a hook: the set that it is told of."),
+    ("QORUM_EVENT", "For a hook: the kind of the event, such as finding or daemon-gone."),
     ("QORUM_TEXTFILE_DIR", "Where each set's metrics are written for node_exporter; if unset, nowhere."),
 ]
 
 FILES = [
     ("/etc/qorum/sets/NAME.toml", "The definition of a set, see qorumctl.toml(5)."),
     ("/var/lib/qorum/NAME/state.db", "Runs, findings, and samples of damaged data: readable by its owner only."),
+    ("/etc/qorum/hooks.d/", "Programs that are told of events: see qorumctl hooks list."),
     ("/run/qorum/NAME/nbd.sock", "Where guests connect: the NBD export 'volume'."),
     ("/run/qorum/NAME/front.sock", "Where a guest of 'qorumctl front' connects: vhost-user-blk."),
     ("/run/qorum/NAME/qsd.log", "What the storage daemon says."),

@@ -100,6 +100,7 @@ def _set_status(one: SetStatus) -> RenderableType:
             ("volume", one.volume),
             ("front", front_line(one.set, one.front) if one.front else None),
             ("scrub", scrub_line(one)),
+            ("hooks", hooks_line(one)),
             ("note", _NOTE_OF_DEFINITION.format(one.set) if one.definition_differs else None),
             ("copies", ""),
         ]
@@ -194,6 +195,14 @@ def advice(one: SetStatus) -> str | None:
                 f" 'qorumctl copy replace {one.set} {copy.name} SOURCE'."
             )
     return None
+
+
+def hooks_line(one: SetStatus) -> Text | None:
+    if not one.hook_failures:
+        return None
+    names = ", ".join("the directory" if failure.hook == "." else failure.hook for failure in one.hook_failures)
+    verb = "fails" if len(one.hook_failures) == 1 else "fail"
+    return words(f"{names} {verb}, and events may go unheard: see 'qorumctl hooks list {one.set}'", "yellow")
 
 
 def scrub_line(one: SetStatus) -> str:
@@ -360,6 +369,11 @@ _DONE = {
         "{set} is enabled: systemd starts it at boot, and scrubs it.",
         "{set} is enabled already, as asked for: nothing was changed.",
     ),
+    "hooks clear": (
+        "{set}: what waited for hooks is dropped, and no hook counts as failing.",
+        "{set}: no event waits, and no hook has failed.",
+    ),
+    "hooks deliver": ("{set}: all events were delivered, or given up.", "{set}: nothing was to be delivered."),
     "disable": ("{set} is disabled. If it runs, it goes on.", "{set} is not enabled: nothing was changed."),
 }
 _NEXT = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qorumctl import definitions
+from qorumctl.controller import waking
 from qorumctl.controller.options import Timeouts
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor, suspended
@@ -32,6 +33,7 @@ from qorumctl.model.spec import SetSpec
 from qorumctl.paths import Directories, check_ours
 from qorumctl.store import SetLock, Store
 from qorumctl.store.absent import Absence
+from qorumctl.store.records import now
 from qorumctl.store.replacing import Replacement
 
 _RUNNING_DEFINITION = "running.definition"
@@ -92,7 +94,7 @@ class SetContext:
         return SetLock.acquire(self.state_dir, purpose=purpose)
 
     def store(self, *, read_only: bool = False) -> Store:
-        return Store.open(self.state_dir, read_only=read_only)
+        return Store.open(self.state_dir, read_only=read_only, listener=waking.listener(self.directories, self.name))
 
     def quorum(self, spec: SetSpec, monitor: Monitor) -> QuorumSet:
         newcomers = [note.key for note in self.replacements().values() if not self.has_succeeded(note)]
@@ -111,6 +113,13 @@ class SetContext:
 
     def note_running(self, store: Store, spec: SetSpec | None) -> None:
         store.set_meta(_RUNNING_DEFINITION, None if spec is None else spec.model_dump_json())
+        if spec is not None:
+            store.outbox.forget_daemon_gone()
+
+    def tell_if_died(self, store: Store, pid: int | None) -> None:
+        """To the hooks, once: a daemon that nobody has stopped is gone."""
+        if self.died(store):
+            store.outbox.tell_daemon_gone(now(), pid)
 
     def absences(self) -> dict[str, Absence]:
         """Copy -> the mark that it is away. A record that is damaged has none: see controller/record.py."""

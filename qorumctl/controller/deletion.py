@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qorumctl import identity, image_use
-from qorumctl.controller import interrupted, newcomer, textfile, watcher
+from qorumctl.controller import hooks, interrupted, newcomer, textfile, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import end_leftover
 from qorumctl.controller.vetting import foreign
@@ -30,6 +30,7 @@ async def delete(context: SetContext, *, images_too: bool) -> Result:
             f"{spec.name} is running.", remedy=f"Run 'qorumctl stop {spec.name}' first.", set_name=spec.name
         )
     await watcher.end(context, by_hand_too=True)
+    await hooks.end_delivery(context)
     await end_leftover(context)
     sidecars, warnings = _own_sidecars(spec)
     _refuse_foreign_host(spec, sidecars)

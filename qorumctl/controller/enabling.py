@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from qorumctl.controller import units
@@ -135,8 +135,7 @@ def disable(context: SetContext, systemd: Systemd) -> Result:
 
 
 def _check_directories(context: SetContext, systemd: Systemd) -> None:
-    # Where metrics go is the units' own affair.
-    if replace(context.directories, textfile=None) != systemd.directories:
+    if _places(context.directories) != _places(systemd.directories):
         raise RefusedError(
             f"The units look for sets in {systemd.directories.config}, and not in {context.directories.config}.",
             remedy="Unset QORUM_CONFIG_DIR, QORUM_STATE_DIR and QORUM_RUNTIME_DIR. Nothing was changed.",
@@ -150,6 +149,10 @@ def _check_directories(context: SetContext, systemd: Systemd) -> None:
             f"has made must be given to {SERVICE_USER}: see docs/operations.md. Nothing was changed.",
             set_name=context.name,
         )
+
+
+def _places(directories: Directories) -> tuple[Path, Path, Path]:
+    return directories.config, directories.state, directories.runtime
 
 
 def _advice(systemd: Systemd, name: str, pid: int | None) -> list[str]:

@@ -19,6 +19,7 @@ from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import GraphState
 from qorumctl.errors import CopyUnavailableError, DaemonError, LockedError, QorumError
+from qorumctl.model.hooks import HookFailure
 from qorumctl.model.report import RunSummary
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -62,6 +63,7 @@ class _History:
     damage: OpenDamage = field(default_factory=lambda: OpenDamage(0, {}, {}, None))
     blame: Blame | None = None
     owner: str | None = None
+    hook_failures: list[HookFailure] = field(default_factory=list)
     lost: bool = False
     """The set has none of its own."""
 
@@ -103,6 +105,7 @@ async def status(context: SetContext) -> SetStatus:
         unrepaired=history.damage.number,
         copies=copies,
         front=fronting.look(context),
+        hook_failures=history.hook_failures,
     )
 
 
@@ -166,6 +169,7 @@ def _history(context: SetContext, pid: int | None) -> _History:
             )
         history.damage = store.open_damage()
         history.blame = store.blame()
+        history.hook_failures = store.outbox.failures()
     history.watched = None if pid is None else watcher.is_watched(context, pid)
     return history
 

@@ -15,6 +15,7 @@ VARIABLES = {
     "QORUM_TIMEOUT_COPY": "copy_s",
     "QORUM_TIMEOUT_DRAIN": "drain_s",
     "QORUM_TIMEOUT_HEAL": "heal_s",
+    "QORUM_TIMEOUT_HOOK": "hook_s",
     "QORUM_TIMEOUT_MONITOR": "monitor_s",
     "QORUM_TIMEOUT_STATUS": "status_s",
     "QORUM_TIMEOUT_STOP": "stop_s",
@@ -34,6 +35,8 @@ class Timeouts:
     """One fenced read, kicks included."""
     kick_after_s: float = 0.5
     """A fenced read that took this long is starved by overlapping writes: an empty transaction lets it through."""
+    hook_s: float = 30.0
+    """One run of a hook; past this it is killed. Nothing but other hooks waits for it."""
     monitor_s: float = 5.0
     status_s: float = 2.0
     """`status` says `stalled` after this long."""

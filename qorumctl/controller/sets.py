@@ -32,6 +32,7 @@ from qorumctl.controller import (
 )
 from qorumctl.controller.attach import GUEST_MEMORY_BYTES, attachment
 from qorumctl.controller.context import SetContext
+from qorumctl.controller.hooks import Hooks
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
 from qorumctl.daemon.front import FrontOptions
@@ -423,6 +424,13 @@ class QuorumSets:
                 f"{context.name} is not running.", remedy=f"Run 'qorumctl start {context.name}'.", set_name=context.name
             )
         return serving.spec_in_force(context)
+
+    # -- hooks
+
+    @property
+    def hooks(self) -> Hooks:
+        """Programs that are told of events: which there are, and whether they work."""
+        return Hooks(self._directories, self._defined)
 
     # -- the expert's door
 

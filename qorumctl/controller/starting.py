@@ -142,6 +142,7 @@ def _note_begun(context: SetContext, who: Identity, *, now: bool) -> bool:
     """On record before anything is begun: a failed start must not make a set look clean that was not. Returns whether
     its copies may differ after an unclean stop."""
     with context.store() as store:
+        context.tell_if_died(store, None)
         unclean = who.unclean or context.uncompared(store) or context.died(store)
         context.note_uncompared(store, unclean)
         context.note_served(store, False)

@@ -110,6 +110,7 @@ def _stopped_already(context: SetContext) -> Result:
     warnings = []
     with context.store() as store:
         if context.died(store):
+            context.tell_if_died(store, None)
             context.note_uncompared(store, True)
             context.note_running(store, None)
             warnings.append("The daemon had ended without being stopped: the next start compares the copies.")

@@ -7,12 +7,10 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
-import qorumctl
+from qorumctl.controller import detached
 from qorumctl.controller.context import SetContext
 from qorumctl.daemon import process
 from qorumctl.daemon.events import THROTTLE_S
@@ -135,41 +133,12 @@ def _warning(context: SetContext, why: str) -> str:
 
 
 def _launch(context: SetContext) -> subprocess.Popen[bytes]:
-    """Detached: a session of its own, nothing inherited but the directories."""
-    directories = context.directories
-    environment = {
-        **os.environ,
-        "QORUM_CONFIG_DIR": str(directories.config),
-        "QORUM_STATE_DIR": str(directories.state),
-        "QORUM_RUNTIME_DIR": str(directories.runtime),
-    }
-    # Not what the caller's environment says: the set may be one of a demonstration, which has none.
-    environment.pop("QORUM_TEXTFILE_DIR", None)
-    if directories.textfile is not None:
-        environment["QORUM_TEXTFILE_DIR"] = str(directories.textfile)
-    home = Path(qorumctl.__file__).resolve().parents[1]
-    if home.name not in {"site-packages", "dist-packages"}:
-        # A checkout that is run in place: the new process has another working directory.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
     path = context.runtime.directory / LOG_NAME
     log = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        launched = subprocess.Popen(
-            [sys.executable, "-m", "qorumctl.cli.main", "watch", context.name, "--detached"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            umask=0o077,
-            start_new_session=True,
-            close_fds=True,
-        )
+        return detached.launch(context.directories, ["watch", context.name, "--detached"], output=log)
     finally:
         os.close(log)
-    # A caller that lives on must reap it.
-    threading.Thread(target=launched.wait, name=f"reap-watcher-{launched.pid}", daemon=True).start()
-    return launched
 
 
 async def outlast_throttle(context: SetContext) -> None:

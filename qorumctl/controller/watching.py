@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from qorumctl.controller import suspects, textfile, watcher
 from qorumctl.controller.context import SetContext
+from qorumctl.controller.hooks import wake_for_leftovers
 from qorumctl.controller.log_files import trim
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
@@ -40,6 +42,9 @@ _UPKEEP_EVERY_S = 5.0
 _PUBLISH_EVERY_S = 60.0
 _PUBLISH_STALLED_EVERY_S = 300.0
 """Metrics. To look is to read a sector of each copy, and one that hangs keeps each of these requests."""
+_LEFTOVERS_EVERY = 12
+"""Rounds of upkeep: a minute."""
+_ENDS_DAEMONS = frozenset({"start", "stop", "restart", "delete"})
 _STORE_TRIES = 5
 _STORE_RETRY_S = 1.0
 _DROPS_WITHIN_S = 1.2 * THROTTLE_S
@@ -151,12 +156,19 @@ class _Watch:
                 upkeep.cancel()
                 with self.context.store() as store:
                     if heard_all:
+                        self._tell_if_died(store, pid)
                         watcher.note_done(store, pid)
                     else:
                         watcher.note_listening(store, None)
             ended = "has ended" if heard_all else "no longer talks to us"
             self.audience.note(f"The daemon of {self.context.name} (pid {pid}) {ended}.")
             self._changed.set()
+
+    def _tell_if_died(self, store: Store, pid: int) -> None:
+        """A command that ends or begins a daemon says itself how that went; where it was killed, the next one tells."""
+        holder = SetLock.held_by(self.context.state_dir)
+        if holder is None or holder[1] not in _ENDS_DAEMONS:
+            self.context.tell_if_died(store, pid)
 
     def _was_served(self, exports: Collection[str]) -> bool:
         """Whether guests may have written before we listened. A stop that was killed has withdrawn the volume already:
@@ -219,7 +231,9 @@ class _Watch:
 
     async def _keep_up(self, pid: int) -> None:
         runtime = self.context.runtime
-        while True:
+        for round_ in itertools.count():
+            if round_ % _LEFTOVERS_EVERY == 0:
+                wake_for_leftovers(self.context)
             for path in (runtime.log, runtime.directory / watcher.LOG_NAME):
                 trim(path)
             with contextlib.suppress(QorumError), self.context.store() as store:

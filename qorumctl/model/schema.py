@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qorumctl.model.demo import DemoReport
+from qorumctl.model.hooks import HookEvent, HooksReport, HookTest
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -46,6 +47,9 @@ KINDS: dict[str, type[BaseModel]] = {
     "qmp": QmpReport,
     "demo": DemoReport,
     "event": EventDocument,
+    "hook-event": HookEvent,
+    "hooks": HooksReport,
+    "hook-test": HookTest,
     "error": ErrorReport,
 }
 

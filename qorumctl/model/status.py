@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from qorumctl.model.hooks import HookFailure
 from qorumctl.model.report import Document, RangeDocument, RunSummary
 from qorumctl.model.spec import SetSpec
 
@@ -106,6 +107,9 @@ class SetStatus(Document):
     unrepaired: int = Field(description="findings of the newest completed look at each range that are still open")
     copies: list[CopyStatus]
     front: FrontStatus | None = Field(None, description="null: there is none")
+    hook_failures: list[HookFailure] = Field(
+        default_factory=list, description="hooks that do not work; says nothing about the set's state"
+    )
 
 
 class StatusReport(Document):

@@ -105,7 +105,7 @@ def put(database: Database, absence: Absence, *, how: Entry | None, time: str) -
             (key, json.dumps(asdict(absence))),
         )
         if how is not None and absence.left and not had_left:
-            chronicle.note(connection, absence.copy, how, time, detail=absence.lost)
+            chronicle.note(database, connection, absence.copy, how, time, detail=absence.lost)
 
 
 def remove(database: Database, copy: str, *, how: Entry | None, time: str, detail: str) -> None:
@@ -115,4 +115,4 @@ def remove(database: Database, copy: str, *, how: Entry | None, time: str, detai
         row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         connection.execute("DELETE FROM meta WHERE key = ?", (key,))
         if how is not None and row is not None and from_text(copy, str(row["value"])).left:
-            chronicle.note(connection, copy, how, time, detail=detail)
+            chronicle.note(database, connection, copy, how, time, detail=detail)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qorumctl.core.chronicle import FROM_FINDINGS, Entry
 from qorumctl.core.findings import Action, FindingVerdict
+from qorumctl.store import outbox
 from qorumctl.store.database import Database
 from qorumctl.store.records import names_from_json
 
@@ -30,15 +31,23 @@ class Chapter:
 
 
 def note(
-    connection: sqlite3.Connection, copy: str, kind: Entry, time: str, *, run: int | None = None, detail: str = ""
+    database: Database,
+    connection: sqlite3.Connection,
+    copy: str,
+    kind: Entry,
+    time: str,
+    *,
+    run: int | None = None,
+    detail: str = "",
 ) -> None:
-    """It has happened once more. Part of the caller's transaction."""
+    """It has happened once more. Part of the caller's transaction, as is the word to the hooks."""
     connection.execute(
         "INSERT INTO chronicle VALUES (?, ?, 1, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM runs), ?)"
         " ON CONFLICT (copy, kind) DO UPDATE SET number = number + 1, last = excluded.last, run = excluded.run,"
         " newest_run = excluded.newest_run, detail = excluded.detail",
         (copy, kind, time, time, run, detail[:_MOST_DETAIL]),
     )
+    outbox.tell_of_copy(database, connection, copy, kind, time, run=run, detail=detail[:_MOST_DETAIL])
 
 
 def replaced(database: Database) -> dict[str, int]:

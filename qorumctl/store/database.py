@@ -10,12 +10,14 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qorumctl.errors import DamagedStateError, StoreError
 from qorumctl.files import check_private, reason
 from qorumctl.paths import check_ours, ensure_private
+from qorumctl.store.migrations import MIGRATIONS
 
 T = TypeVar("T")
 
@@ -23,72 +25,18 @@ FILE_NAME = "state.db"
 BUSY_TIMEOUT_S = 10.0
 """Writers are short: a transaction of a scrub takes a few disk flushes. Ten seconds is a disk in trouble."""
 
-_SCHEMA_1 = """
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    mode TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT, message TEXT,
-    started TEXT NOT NULL, finished TEXT,
-    size INTEGER NOT NULL, within_offset INTEGER, within_length INTEGER,
-    thorough INTEGER NOT NULL, cause TEXT, parameters TEXT NOT NULL,
-    cursor INTEGER NOT NULL, scanned INTEGER NOT NULL, skipped INTEGER NOT NULL,
-    read_bytes TEXT NOT NULL, suspects INTEGER NOT NULL, busy TEXT NOT NULL,
-    request TEXT, pid INTEGER, position INTEGER NOT NULL
-) STRICT;
-CREATE TABLE findings (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    run INTEGER NOT NULL REFERENCES runs(id),
-    start INTEGER NOT NULL, length INTEGER NOT NULL,
-    verdict TEXT NOT NULL, copies TEXT NOT NULL, action TEXT NOT NULL,
-    diagnosis TEXT NOT NULL, confirmed TEXT NOT NULL, source TEXT NOT NULL, cause TEXT
-) STRICT;
-CREATE INDEX findings_by_run ON findings (run, action, verdict);
-CREATE INDEX findings_by_offset ON findings (run, start, id);
-CREATE INDEX findings_by_copies ON findings (copies, verdict, action);
-CREATE TABLE versions (
-    finding INTEGER NOT NULL REFERENCES findings(id) ON DELETE CASCADE,
-    rank INTEGER NOT NULL, digest TEXT NOT NULL, copies TEXT NOT NULL, sample BLOB NOT NULL,
-    PRIMARY KEY (finding, rank)
-) STRICT;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, kind TEXT NOT NULL, copy TEXT, detail TEXT NOT NULL
-) STRICT;
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-"""
-
 _APPLICATION = int.from_bytes(b"Qrum")
-_SCHEMA_2 = """
-ALTER TABLE findings ADD COLUMN newest_run INTEGER NOT NULL DEFAULT 0;
-UPDATE findings SET newest_run = max(run, (SELECT coalesce(max(id), 0) FROM runs WHERE started <= confirmed));
-INSERT INTO meta SELECT 'set', '' WHERE EXISTS (SELECT 1 FROM meta) OR EXISTS (SELECT 1 FROM runs);
-PRAGMA application_id = 1366455661;
-"""
-"""`newest_run`: the newest run that had begun when the finding was written. Which of two things was first must not be
-asked of the clock: it jumps. `set`: whose state this is; '' of one that was written before this was noted."""
 
-_SCHEMA_3 = """
-ALTER TABLE findings ADD COLUMN blamed TEXT NOT NULL DEFAULT '[]';
-ALTER TABLE findings ADD COLUMN known INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE findings ADD COLUMN recurring INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE findings ADD COLUMN last_repaired TEXT;
-ALTER TABLE findings ADD COLUMN width INTEGER NOT NULL DEFAULT 0;
-UPDATE findings SET width = length(printf('%x', length)), known = action <> 'repaired';
-UPDATE findings SET blamed = copies WHERE verdict <> 'no-majority'
-    AND run NOT IN (SELECT id FROM runs WHERE parameters LIKE '%"uncounted"%' OR parameters LIKE '%.missed"%');
-CREATE INDEX findings_by_place ON findings (width, start);
-CREATE INDEX findings_by_blame ON findings (run, known, blamed, verdict, recurring);
-CREATE INDEX findings_open ON findings (run, newest_run, copies, verdict, action, length)
-    WHERE action IN ('left', 'failed', 'pending');
-CREATE TABLE chronicle (
-    copy TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,
-    run INTEGER, newest_run INTEGER NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (copy, kind)
-) STRICT;
-INSERT INTO chronicle SELECT copy, 'write-error', count(*), min(time), max(time), NULL, 0, '' FROM events
-    WHERE copy IS NOT NULL AND detail LIKE '%"missed_write": true%' GROUP BY copy;
-"""
-"""What speaks against a copy: see store/faults.py for the columns, store/chronicle.py for the table."""
 
-MIGRATIONS: tuple[str, ...] = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3)
-"""MIGRATIONS[n] leads from version n to n + 1. Applied in one transaction; never changed once released."""
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told of events. `wants`: whether there is anybody; `wake`: after the commit of one. Neither may raise."""
+
+    wants: Callable[[], bool]
+    wake: Callable[[], None]
+
+
+_NOBODY = Listener(lambda: False, lambda: None)
 
 
 class Database:
@@ -96,6 +44,9 @@ class Database:
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, on_disk: bool) -> None:
         self.path = path
+        self.listener = _NOBODY
+        self.has_told = False
+        """In the present transaction."""
         self._connection = connection
         self._lock = threading.RLock()
         files = [path, Path(f"{path}-wal")] if on_disk else []
@@ -167,10 +118,14 @@ class Database:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
+                self.has_told = False
                 self._rollback()
                 raise
             # Only now: what was renamed during the transaction has taken it along.
             self._check_in_place()
+            told, self.has_told = self.has_told, False
+        if told:
+            self.listener.wake()
 
     @contextmanager
     def write_lazily(self) -> Iterator[sqlite3.Connection]:

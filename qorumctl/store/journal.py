@@ -10,6 +10,7 @@ from functools import partial
 from qorumctl.core.findings import Action, Checkpoint, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import StoreError
+from qorumctl.store import announcing
 from qorumctl.store.database import Database
 from qorumctl.store.faults import FAULT_COLUMNS, Judge
 from qorumctl.store.records import (
@@ -18,6 +19,7 @@ from qorumctl.store.records import (
     checkpoint_values,
     finding_from_rows,
     finding_values,
+    now,
 )
 
 _NEWEST = "(SELECT max(id) FROM runs)"
@@ -49,20 +51,26 @@ class RunJournal:
             judge = Judge(self._database, self.run_id)
             for finding_id, finding in settled:
                 self._replace(connection, finding_id, finding, judge)
-            for finding in findings:
-                _insert(connection, self.run_id, finding, judge)
+            new = [_insert(connection, self.run_id, finding, judge) for finding in findings]
             self._move(connection, checkpoint)
+            self._tell(connection, [*(finding_id for finding_id, _ in settled), *new])
 
     def amend(self, actions: Mapping[int, Action]) -> None:
         """What became of findings that had been left, or whose repair had failed, by id."""
         with self._database.write() as connection:
             self._check_running(connection)
+            changed = []
             for finding_id, action in actions.items():
-                connection.execute(
+                amended = connection.execute(
                     f"UPDATE findings SET action = ?, newest_run = {_NEWEST}"  # noqa: S608 - constants
-                    " WHERE id = ? AND run = ? AND action IN ('left', 'failed')",
-                    (action, finding_id, self.run_id),
+                    " WHERE id = ? AND run = ? AND action IN ('left', 'failed') AND action <> ?",
+                    (action, finding_id, self.run_id, action),
                 )
+                changed += [finding_id] * amended.rowcount
+            self._tell(connection, changed)
+
+    def _tell(self, connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+        announcing.findings(self._database, connection, self.run_id, ids, now())
 
     def _check_running(self, connection: sqlite3.Connection) -> None:
         """A run that was abandoned or finished by somebody else must not grow."""

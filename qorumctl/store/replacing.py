@@ -75,4 +75,4 @@ def remove(database: Database, copy: str, *, detail: str = "", time: str | None 
     with database.write() as connection:
         removed = connection.execute("DELETE FROM meta WHERE key = ?", (f"{_PREFIX}{copy}",))
         if removed.rowcount and time is not None:
-            chronicle.note(connection, copy, Entry.REPLACED, time, detail=detail)
+            chronicle.note(database, connection, copy, Entry.REPLACED, time, detail=detail)

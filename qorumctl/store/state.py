@@ -19,10 +19,11 @@ from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import absent, chronicle, faults, journal, replacing, reports, suspicions, totals
+from qorumctl.store import absent, announcing, chronicle, faults, journal, replacing, reports, suspicions, totals
 from qorumctl.store.absent import Absence
 from qorumctl.store.chronicle import Chapter
-from qorumctl.store.database import FILE_NAME, Database
+from qorumctl.store.database import FILE_NAME, Database, Listener
+from qorumctl.store.outbox import Outbox
 from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_row, worst
 from qorumctl.store.replacing import Replacement
 from qorumctl.store.reports import OpenDamage, OpenFinding
@@ -54,9 +55,12 @@ class Store:
         self._now = clock
 
     @classmethod
-    def open(cls, state_directory: Path, *, read_only: bool = False) -> Store:
-        """With `read_only` nothing is made: a set without state reads as one that was never scrubbed."""
-        return cls(Database.open(state_directory, read_only=read_only), state_directory.name)
+    def open(cls, state_directory: Path, *, read_only: bool = False, listener: Listener | None = None) -> Store:
+        """With `read_only` nothing is made: a set without state reads as one that was never scrubbed. `listener`: who
+        is told of events."""
+        database = Database.open(state_directory, read_only=read_only)
+        database.listener = listener or database.listener
+        return cls(database, state_directory.name)
 
     def close(self) -> None:
         self._database.close()
@@ -175,16 +179,19 @@ class Store:
     def abandon_run(self, run_id: int) -> None:
         """Unfinished for good. Damage whose repair was not verified, or not come to, counts as left. Idempotent."""
         with self._database.write() as connection:
-            connection.execute(
+            left = connection.execute(
                 "UPDATE findings SET action = 'left' WHERE run = ? AND action = 'pending'"
-                " AND run IN (SELECT id FROM runs WHERE state <> 'finished')",
+                " AND run IN (SELECT id FROM runs WHERE state <> 'finished') RETURNING id",
                 (run_id,),
-            )
-            connection.execute(
+            ).fetchall()
+            announcing.findings(self._database, connection, run_id, [row["id"] for row in left], self._now())
+            abandoned = connection.execute(
                 "UPDATE runs SET state = 'abandoned', finished = coalesce(finished, ?), request = NULL, pid = NULL"
                 " WHERE id = ? AND state IN ('running', 'suspended', 'failed')",
                 (self._now(), run_id),
             )
+            if abandoned.rowcount:
+                announcing.end_of_run(self._database, connection, run_id, self._now())
 
     def running_run(self, pid: int) -> RunRecord | None:
         """The run that process `pid`, the holder of the set's lock, is at work on. Others that say `running` belong to
@@ -305,6 +312,11 @@ class Store:
         """Of the newest runs: what became of their findings, by the copy at fault."""
         return totals.fates_by_run(self._database, limit)
 
+    @property
+    def outbox(self) -> Outbox:
+        """What hooks are to be told."""
+        return Outbox(self._database)
+
     # Events and marks.
 
     def add_event(self, kind: str, copy: str | None, detail: str) -> None:
@@ -361,7 +373,7 @@ class Store:
     def note_entry(self, copy: str, kind: Entry, *, run: int | None = None, detail: str = "") -> None:
         """It has happened (once more). After Entry.REPLACED nothing that was found before speaks against the copy."""
         with self._database.write() as connection:
-            chronicle.note(connection, copy, kind, self._now(), run=run, detail=detail)
+            chronicle.note(self._database, connection, copy, kind, self._now(), run=run, detail=detail)
 
     def chronicle(self) -> list[Chapter]:
         """By copy and kind: how often it happened, first and last."""
@@ -411,6 +423,8 @@ class Store:
                 " WHERE id = ? AND state = 'running'",
                 (state, outcome, message, self._now(), run_id),
             ).rowcount
+            if changed:
+                announcing.end_of_run(self._database, connection, run_id, self._now())
         if not changed:
             raise StoreError(
                 f"Run {run_id} of '{self._set_name}' is not at work.", remedy="Scrub again.", set_name=self._set_name

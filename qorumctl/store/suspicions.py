@@ -77,10 +77,10 @@ def add(
                 # No copy yet. What of it is still so when it has become one is set anew.
                 continue
             if failed:
-                chronicle.note(connection, copy, Entry.WRITE_ERROR, time, detail=why)
+                chronicle.note(database, connection, copy, Entry.WRITE_ERROR, time, detail=why)
             if before is None:
                 kind = Entry.MISSED_WRITE if failed or known else Entry.MAY_HAVE_MISSED
-                chronicle.note(connection, copy, kind, time, detail=why)
+                chronicle.note(database, connection, copy, kind, time, detail=why)
         _set(connection, _SERIAL, str(serial))
 
 
@@ -114,7 +114,7 @@ def clear(database: Database, serials: Mapping[str, int], *, time: str, run: int
                 cleared.add(_copy_of(key))
         for copy in sorted(cleared if run is not None else ()):
             if all(_value(connection, key_of(copy, missed=missed)) is None for missed in (True, False)):
-                chronicle.note(connection, copy, Entry.CLEARED, time, run=run)
+                chronicle.note(database, connection, copy, Entry.CLEARED, time, run=run)
 
 
 def _copy_of(key: str) -> str:

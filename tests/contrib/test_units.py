@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,12 +18,14 @@ import pytest
 
 from qorumctl.controller.schedule import WORDS
 from qorumctl.controller.units import FILE_NAME, drop_ins
+from qorumctl.controller.waking import BY_UNIT, PENDING_NAME
 from qorumctl.model.spec import CopySpec, FileSource, NbdSource, SetSpec
 from tests.docs.walk import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = sorted(path for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in {".service", ".timer"})
+UNITS = sorted(path for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in {".service", ".timer", ".path"})
 MOST_EXPOSURE = 2.5
+DIRECTORIES = ("etc/qorum/sets", "etc/qorum/hooks.d", "var/lib/qorum", "run/qorum")
 EXPOSED = re.compile(r"Overall exposure level for \S+: (\d+\.\d)")
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -260,7 +263,7 @@ def make_directories(root: Path) -> dict[str, tuple[int, int]]:
     for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"]):
         file = files / f"qorum.{command[0].removeprefix('systemd-')}"
         subprocess.run([*command, f"--root={root}", str(file)], capture_output=True, timeout=60, check=True)
-    facts = {path: (root / path).stat() for path in ("etc/qorum/sets", "var/lib/qorum", "run/qorum")}
+    facts = {path: (root / path).stat() for path in DIRECTORIES}
     return {path: (one.st_uid, stat.S_IMODE(one.st_mode)) for path, one in facts.items()}
 
 
@@ -274,12 +277,47 @@ def test_the_user_and_its_directories(tmp_path: Path) -> None:
     made = make_directories(tmp_path)
     lines = (tmp_path / "etc/passwd").read_text().splitlines()
     uid = next(int(line.split(":")[2]) for line in lines if line.startswith("qorum:"))
-    assert made == {"etc/qorum/sets": (uid, 0o750), "var/lib/qorum": (uid, 0o750), "run/qorum": (uid, 0o755)}
+    assert made == {
+        "etc/qorum/sets": (uid, 0o750),
+        "etc/qorum/hooks.d": (0, 0o755),
+        "var/lib/qorum": (uid, 0o750),
+        "run/qorum": (uid, 0o755),
+    }
 
 
 @makes_users
 def test_what_root_has_made_stays_root_s(tmp_path: Path) -> None:
     """Root acts as the owner of the state directory: if it were given away, sets that run could not be stopped."""
-    for path in ("etc/qorum/sets", "var/lib/qorum", "run/qorum"):
+    for path in DIRECTORIES:
         (tmp_path / path).mkdir(parents=True, mode=0o755)
     assert set(make_directories(tmp_path).values()) == {(0, 0o755)}
+
+
+@pytest.mark.parametrize(
+    ("event", "mailed"),
+    [
+        ({"event": "daemon-gone", "text": "web01: the daemon is gone."}, True),
+        ({"event": "finding", "text": "web01: copy b was outvoted."}, False),
+        ({"event": "run-finished", "text": "web01: run 1 left damage.", "summary": {"outcome": "damaged"}}, True),
+        ({"event": "run-finished", "text": "web01: run 1 found nothing.", "summary": {"outcome": "clean"}}, False),
+    ],
+)
+def test_the_hook_that_mails(tmp_path: Path, event: dict[str, object], mailed: bool) -> None:
+    mailer = tmp_path / "sendmail"
+    mailer.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/to\ncat > {tmp_path}/mail\n')
+    mailer.chmod(0o755)
+    hook = (ROOT / "contrib/hooks/mail").read_text().replace("/usr/sbin/sendmail", str(mailer))
+    subprocess.run([sys.executable, "-c", hook], input=json.dumps(event), text=True, check=True)
+    assert (tmp_path / "mail").exists() == mailed
+    if mailed:
+        head, _, body = (tmp_path / "mail").read_text().partition("\n\n")
+        assert head.endswith(f": {event['text']}")
+        assert json.loads(body.partition("\n\n")[2]) == event
+
+
+def test_hooks_are_run_outside_of_the_confined_units() -> None:
+    for unit in ("qorum-scrub@.service", "qorum-watch@.service", "qorum-storage@.service"):
+        assert f"{BY_UNIT}=1" in setting(unit, "Environment")
+    assert setting("qorum-hooks@.service", "Environment") == []
+    assert setting("qorum-hooks@.path", "PathExists") == [f"/var/lib/qorum/%i/{PENDING_NAME}"]
+    assert setting("qorum-hooks@.service", "ExecStartPre") == [f"/bin/rm -f /var/lib/qorum/%i/{PENDING_NAME}"]

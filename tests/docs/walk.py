@@ -60,6 +60,7 @@ class Scratch:
         return {
             "/srv": self.images,
             "/etc/qorum/sets": self.run / "c",
+            "/etc/qorum/hooks.d": self.run / "hooks.d",
             "/var/lib/qorum": self.run / "s",
             "/run/qorum": self.run / "r",
         }
