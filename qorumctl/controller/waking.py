@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +22,10 @@ PENDING_NAME = "hooks.pending"
 """While it is there, systemd begins the unit that delivers, which removes it first: qorum-hooks@.path."""
 BY_UNIT = "QORUM_HOOKS_BY_UNIT"
 """Set by systemd's units: what they begin is confined as they are, and ended with them. So another unit delivers."""
-_launched: dict[Path, subprocess.Popen[bytes]] = {}
-"""State directory -> the delivery that this process began last."""
+_LOOKS_S = 0.1
+"""A new process has certainly not looked yet after so long: it takes twice as long to import what it needs."""
+_launched_s: dict[Path, float] = {}
+"""State directory -> when this process began a delivery last."""
 
 
 def listener(directories: Directories, name: str) -> Listener:
@@ -38,9 +41,10 @@ def wake(directories: Directories, name: str) -> None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(state / PENDING_NAME, flags, 0o600))
             return
-        before = _launched.get(state)
-        if before is not None and before.poll() is None:
-            # It looks once more after its last event.
-            return
-        if SetLock.held_by(state, file_name=LOCK_NAME) is None:
-            _launched[state] = detached.launch(directories, ["hooks", "deliver", name])
+        # Whoever holds the lock looks once more when it has let go of it. One that has none may have looked already.
+        if (
+            time.monotonic() - _launched_s.get(state, -math.inf) > _LOOKS_S
+            and SetLock.held_by(state, file_name=LOCK_NAME) is None
+        ):
+            _launched_s[state] = time.monotonic()
+            detached.launch(directories, ["hooks", "deliver", name])
