@@ -6,16 +6,15 @@ it. One that fails comes after those that work, so that it costs them no more th
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qorumctl import hook_files
 from qorumctl.controller import hook_run
 from qorumctl.controller.context import SetContext
+from qorumctl.controller.hook_run import Stopping
 from qorumctl.controller.waking import LOCK_NAME
 from qorumctl.errors import LockedError
 from qorumctl.hook_files import HookDirectory, HookFile
@@ -33,10 +32,16 @@ within them. A hook that has failed at a whole event gets one try for each of th
 
 
 def deliver(context: SetContext, *, rests_s: Sequence[float] = RESTS_S) -> bool:
-    """All that waits; in the main thread. Returns whether there was anything. Raises StoreError.
+    """All that waits; in the main thread. Returns whether there was anything. Raises StoreError, and KeyboardInterrupt
+    where SIGTERM has ended it, in order: `stop` of the unit, `delete` of the set.
 
     Where another process is at it, there is nothing to be done: it looks again after it has let go of the lock.
     """
+    with Stopping() as stopping:
+        return _deliver(context, rests_s, stopping)
+
+
+def _deliver(context: SetContext, rests_s: Sequence[float], stopping: Stopping) -> bool:
     busy = False
     # Taking the lock of a set that was deleted would make its directory anew.
     while context.is_defined() and context.state_dir.is_dir():
@@ -45,7 +50,7 @@ def deliver(context: SetContext, *, rests_s: Sequence[float] = RESTS_S) -> bool:
         except LockedError:
             return busy
         with lock:
-            delivery = _Delivery(context, rests_s)
+            delivery = _Delivery(context, rests_s, stopping)
             stuck = not delivery.run()
         busy |= delivery.moved
         with context.store(read_only=True) as store:
@@ -59,6 +64,7 @@ def deliver(context: SetContext, *, rests_s: Sequence[float] = RESTS_S) -> bool:
 class _Delivery:
     context: SetContext
     rests_s: Sequence[float]
+    stopping: Stopping
     _due_s: dict[str, float] = field(default_factory=dict)
     """Hook -> when it may be tried again."""
     moved: bool = False
@@ -66,8 +72,8 @@ class _Delivery:
 
     def run(self) -> bool:
         """Until nothing waits. False: it cannot be delivered."""
-        with _ended_by_sigterm(), self.context.store() as store:
-            while True:
+        with self.context.store() as store:
+            while not self.stopping.asked():
                 found = hook_files.look(self.context.directories.hooks)
                 if found.problem is not None:
                     # All is kept: what is wrong is the place and not the hooks.
@@ -81,9 +87,10 @@ class _Delivery:
                 wait_s = self._due_s.get(hook.name, 0.0) - time.monotonic()
                 if wait_s > 0:
                     # Events that come meanwhile are not waited for: those who work are asked again.
-                    time.sleep(min(wait_s, 1.0))
+                    self.stopping.asked(within_s=min(wait_s, 1.0))
                     continue
                 self.moved |= self._run(store, hook, course, event)
+        raise KeyboardInterrupt
 
     def _next(self, store: Store, found: HookDirectory) -> tuple[HookFile, Course, Waiting] | None:
         """Those that work first, then the oldest event, then by name; of those that rest, the first that is due."""
@@ -120,8 +127,10 @@ class _Delivery:
             store.outbox.failed(hook.name, now(), "the event cannot be understood", "", give_up=event.id)
             return True
         store.outbox.begin(hook.name, event.id)
-        outcome = run_hook(self.context, hook.path, document)
-        if outcome.gone:
+        outcome = run_hook(self.context, hook.path, document, self.stopping)
+        if outcome.stopped:
+            store.outbox.interrupted(hook.name)
+        if outcome.gone or outcome.stopped:
             return False
         if outcome.reason is None:
             store.outbox.took(hook.name, event.id)
@@ -132,24 +141,12 @@ class _Delivery:
         return last
 
 
-def run_hook(context: SetContext, path: Path, document: HookEvent) -> hook_run.Outcome:
+def run_hook(
+    context: SetContext, path: Path, document: HookEvent, stopping: Stopping | None = None
+) -> hook_run.Outcome:
     """Once. `text` begins with the set's name: it is the subject of a mail."""
     told = document.model_copy(update={"text": f"{context.name}: {document.text}"})
     text = told.model_dump_json(by_alias=True) + "\n"
     limit_s = context.timeouts.hook_s
-    return hook_run.run(path, text.encode(), set_name=context.name, event=document.event, limit_s=limit_s)
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """`stop` of the unit and `delete` of the set end a delivery in order: the hook that runs is killed with its group,
-    and gets its event again."""
-
-    def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    keys = {"set_name": context.name, "event": str(document.event)}
+    return hook_run.run(path, text.encode(), **keys, limit_s=limit_s, stopping=stopping)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from qorumctl import hook_files
 from qorumctl.files import reason
@@ -33,22 +34,50 @@ _libc = ctypes.CDLL(None)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`reason` None: it worked. `output`: the end of what it printed. `gone`: it was removed, which is no failure."""
+    """`reason` None: it worked. `output`: the end of what it printed. `gone`: it was removed, which is no failure;
+    `stopped`: neither is that we were asked to end."""
 
     reason: str | None = None
     output: str = ""
     took_s: float = 0.0
     gone: bool = False
+    stopped: bool = False
 
 
-def run(path: Path, document: bytes, *, set_name: str, event: str, limit_s: float) -> Outcome:
+class Stopping:
+    """SIGTERM, as a descriptor that can be waited for. As an exception it can be lost: Python drops those that are
+    raised in its own callbacks after a fork (seen: a delivery that did not end)."""
+
+    def __init__(self) -> None:
+        self.fd, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __enter__(self) -> Self:
+        self._handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        self._wakeup = signal.set_wakeup_fd(self._write_end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        signal.signal(signal.SIGTERM, self._handler)
+        os.close(self.fd)
+        os.close(self._write_end)
+
+    def asked(self, *, within_s: float = 0.0) -> bool:
+        """Waits so long for it."""
+        return bool(select.select([self.fd], [], [], within_s)[0])
+
+
+def run(
+    path: Path, document: bytes, *, set_name: str, event: str, limit_s: float, stopping: Stopping | None = None
+) -> Outcome:
     """To be called in the main thread: with its end, in whatever way, the hook is killed. Never raises for what a hook
     does."""
     begun_s = time.monotonic()
     output = bytearray()
+    variables = {"QORUM_SET": set_name, "QORUM_EVENT": event}
     try:
         hook_files.check(path)
-        why = _run(path, document, {"QORUM_SET": set_name, "QORUM_EVENT": event}, begun_s + limit_s, limit_s, output)
+        why = _run(path, document, variables, _Limit(begun_s + limit_s, limit_s, stopping), output)
     except UnsafeError as error:
         why = error.message.removesuffix(".")
     except OSError as error:
@@ -57,12 +86,19 @@ def run(path: Path, document: bytes, *, set_name: str, event: str, limit_s: floa
         # ENOENT: there is one, but not what its first line names.
         missing = isinstance(error, FileNotFoundError)
         why = "its interpreter does not exist" if missing else f"it cannot be run: {reason(error)}"
+    if stopping is not None and stopping.asked():
+        return Outcome(stopped=True)
     return Outcome(why, output.decode(errors="replace").replace("\0", ""), time.monotonic() - begun_s)
 
 
-def _run(
-    path: Path, document: bytes, variables: Mapping[str, str], ends_at_s: float, limit_s: float, output: bytearray
-) -> str | None:
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    ends_at_s: float
+    limit_s: float
+    stopping: Stopping | None
+
+
+def _run(path: Path, document: bytes, variables: Mapping[str, str], limit: _Limit, output: bytearray) -> str | None:
     """What went wrong, in words."""
     stdin = os.memfd_create("event", os.MFD_CLOEXEC)
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -87,7 +123,7 @@ def _run(
             os.close(stdin)
         os.set_blocking(read_end, False)
         try:
-            ended = _watch(hook.pid, read_end, output, ends_at_s)
+            ended = _watch(hook.pid, read_end, output, limit)
         finally:
             # While the leader is not reaped, no other group can have its number.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -97,18 +133,20 @@ def _run(
     finally:
         os.close(read_end)
     if not ended:
-        return f"it took more than {limit_s:g} s and was killed"
+        return f"it took more than {limit.limit_s:g} s and was killed"
     return _words(hook.returncode)
 
 
-def _watch(pid: int, read_end: int, output: bytearray, ends_at_s: float) -> bool:
+def _watch(pid: int, read_end: int, output: bytearray, limit: _Limit) -> bool:
     """Whether it ended by itself. `output` gets the end of what it printed."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         poll.register(read_end, select.POLLIN)
-        while (left_s := ends_at_s - time.monotonic()) > 0:
+        if limit.stopping is not None:
+            poll.register(limit.stopping.fd, select.POLLIN)
+        while (left_s := limit.ends_at_s - time.monotonic()) > 0:
             ready = dict(poll.poll(left_s * 1000))
             if read_end in ready and not _take(read_end, output):
                 poll.unregister(read_end)
@@ -116,6 +154,8 @@ def _watch(pid: int, read_end: int, output: bytearray, ends_at_s: float) -> bool
                 # What is still in the pipe; a daemon that goes on printing must not keep us.
                 _take(read_end, output)
                 return True
+            if limit.stopping is not None and limit.stopping.fd in ready:
+                break
         return False
     finally:
         os.close(handle)

@@ -144,6 +144,11 @@ class Outbox:
             )
             connection.execute("UPDATE hooks SET tries = tries + 1 WHERE name = ?", (hook,))
 
+    def interrupted(self, hook: str) -> None:
+        """We were asked to end, which says nothing of the hook."""
+        with self._database.write() as connection:
+            connection.execute("UPDATE hooks SET tries = max(0, tries - 1) WHERE name = ?", (hook,))
+
     def took(self, hook: str, event_id: int) -> None:
         with self._database.write() as connection:
             _ensure(connection, hook)

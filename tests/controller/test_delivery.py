@@ -196,7 +196,7 @@ def test_one_that_is_removed_is_forgotten_and_one_that_is_replaced_is_run(place:
 def test_a_killed_delivery_is_taken_up_where_it_was(place: Place) -> None:
     """Between two hooks: the first has the event already, the second gets it."""
     place.hook("10-a")
-    place.hook("20-b", "test -e $D/go || { echo $$ > $D/pid; sleep 600; }\n" + KEEP)
+    place.hook("20-b", "test -e $D/go || { echo $$ > $D/pid; exec sleep 600; }\n" + KEEP)
     place.tell(2)
     begun = place.command("deliver", "web01")
     wait_for((place.place / "pid").exists, "the second hook")
@@ -212,7 +212,7 @@ def test_a_killed_delivery_is_taken_up_where_it_was(place: Place) -> None:
 
 
 def test_one_that_kills_its_deliverer_is_given_up(place: Place) -> None:
-    place.hook("10-killer", "kill -KILL $PPID; sleep 600")
+    place.hook("10-killer", "kill -KILL $PPID; exec sleep 600")
     place.hook("20-good")
     place.tell()
     runs = 0
@@ -226,7 +226,7 @@ def test_one_that_kills_its_deliverer_is_given_up(place: Place) -> None:
 
 
 def test_sigterm_ends_a_delivery_and_its_hook(place: Place) -> None:
-    place.hook("10-slow", "echo $$ > $D/pid.new; mv $D/pid.new $D/pid; sleep 600")
+    place.hook("10-slow", "echo $$ > $D/pid.new; mv $D/pid.new $D/pid; exec sleep 600")
     place.tell()
     begun = place.command("deliver", "web01")
     wait_for((place.place / "pid").exists, "the hook")

@@ -109,7 +109,8 @@ def test_one_that_floods_is_read_and_killed(hook: Hook) -> None:
 
 def test_a_daemon_that_keeps_its_output_open_holds_nobody_up(hook: Hook, short_dir: Path) -> None:
     begun_s = time.monotonic()
-    done = hook("setsid sleep 600 & echo $! > $D/pid; sleep 600 & echo $! > $D/other; echo begun")
+    apart = "setsid sh -c 'echo $$ > '$D'/pid.new; mv '$D'/pid.new '$D'/pid; exec sleep 600' &"
+    done = hook(f"{apart} sleep 600 & echo $! > $D/other; until test -e $D/pid; do sleep 0.01; done; echo begun")
     daemon, other = int((short_dir / "pid").read_text()), int((short_dir / "other").read_text())
     try:
         assert (done.reason, done.output) == (None, "begun\n")

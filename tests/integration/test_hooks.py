@@ -144,7 +144,7 @@ async def test_a_copy_that_misses_a_write_is_told_of(told: Told, nbdkit: Callabl
 async def test_a_hook_that_hangs_holds_up_nobody(told: Told, short_dir: Path) -> None:
     """Not the scrub, not the guest, not `stop`, not `delete`; and `status` answers."""
     live = told.live
-    told.hook("10-hang", f"echo $$ > {short_dir}/pid; sleep 600")
+    told.hook("10-hang", f"echo $$ > {short_dir}/pid; exec sleep 600")
     await live.create(cache="writeback")
     await live.start()
     shadow = live.fill()
