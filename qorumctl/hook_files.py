@@ -154,7 +154,9 @@ def _check_directory(path: Path, facts: os.stat_result, *, last: bool) -> None:
 
 def _check_owner(path: Path, facts: os.stat_result, *, writable: bool) -> None:
     if facts.st_uid not in {0, os.geteuid()}:
-        raise UnsafeError(f"{path} belongs to user {facts.st_uid}.", f"Run chown root on {path}.")
+        raise UnsafeError(
+            f"{path} belongs to user {facts.st_uid}.", f"Look at what it holds, then run chown root {path}."
+        )
     if writable:
         raise UnsafeError(f"{path} can be written by other users.", f"Run chmod go-w {path}.")
 

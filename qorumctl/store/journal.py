@@ -61,12 +61,14 @@ class RunJournal:
             self._check_running(connection)
             changed = []
             for finding_id, action in actions.items():
+                before = connection.execute("SELECT action FROM findings WHERE id = ?", (finding_id,)).fetchone()
                 amended = connection.execute(
                     f"UPDATE findings SET action = ?, newest_run = {_NEWEST}"  # noqa: S608 - constants
-                    " WHERE id = ? AND run = ? AND action IN ('left', 'failed') AND action <> ?",
-                    (action, finding_id, self.run_id, action),
+                    " WHERE id = ? AND run = ? AND action IN ('left', 'failed')",
+                    (action, finding_id, self.run_id),
                 )
-                changed += [finding_id] * amended.rowcount
+                if amended.rowcount and before["action"] != action:
+                    changed.append(finding_id)
             self._tell(connection, changed)
 
     def _tell(self, connection: sqlite3.Connection, ids: Sequence[int]) -> None:
