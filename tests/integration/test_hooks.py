@@ -20,7 +20,7 @@ from qorumctl.model.hooks import HookFailure
 from qorumctl.model.schema import schema_of
 from qorumctl.store import SetLock, Store
 from tests.integration.harness import NAME, SECTOR, LiveSet
-from tests.live import MIB, faulty_server, wait_for
+from tests.live import MIB, faulty_server, is_dead, wait_for
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -159,7 +159,7 @@ async def test_a_hook_that_hangs_holds_up_nobody(told: Told, short_dir: Path) ->
     await live.sets.stop(NAME)
     hook = int((short_dir / "pid").read_text())
     await live.sets.delete(NAME)
-    wait_for(lambda: not Path(f"/proc/{hook}").exists(), "the end of the hook", deadline_s=FAR_S)
+    wait_for(lambda: is_dead(hook), "the end of the hook", deadline_s=FAR_S)
     assert not live.directories.state_dir(NAME).exists()
 
 
