@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket as sockets
 import struct
@@ -32,6 +31,7 @@ from qemu.qmp import (
     StateError,
 )
 
+from qorumctl.daemon import conversation
 from qorumctl.errors import CommandError, DaemonError, DaemonGoneError, DaemonStalledError
 
 COMMAND_TIMEOUT_S = 60.0
@@ -50,7 +50,6 @@ _WHO = "See which process listens there ('ss -xlp'); if it is the set's daemon, 
 RawEvent = Mapping[str, Any]
 """An event as the daemon tells it: `event`, `data`, `timestamp`."""
 
-_log = logging.getLogger("qorumctl.qmp")
 _library_log = logging.getLogger("qemu.qmp")
 if _library_log.level == logging.NOTSET:
     # It reports a daemon's death with tracebacks on stderr; we raise DaemonGoneError and say it in a sentence.
@@ -108,13 +107,14 @@ class Monitor:
         """
         deadline_s = COMMAND_TIMEOUT_S if timeout_s is None else timeout_s
         began_s = time.monotonic()
+        conversation.asked(self._socket, command, arguments)
         try:
             async with asyncio.timeout(deadline_s):
                 reply = await self._client.execute(command, arguments)
         except TimeoutError:
             raise self.stalled(command, deadline_s) from None
         except ExecuteError as error:
-            _log.debug("%s: refused: %s", command, error)
+            conversation.refused(self._socket, command, str(error))
             raise CommandError(command, error.error_class, str(error)) from None
         except (ExecInterruptedError, StateError, ConnectionError):
             raise _gone(self._socket, command) from None
@@ -122,9 +122,7 @@ class Monitor:
             raise DaemonError(
                 f"The answer to {command} makes no sense ({type(error).__name__}).", remedy=_WHO, path=str(self._socket)
             ) from None
-        if _log.isEnabledFor(logging.DEBUG):
-            taken_ms = (time.monotonic() - began_s) * 1e3
-            _log.debug("%s: %d bytes in %.1f ms", command, len(json.dumps(reply)), taken_ms)
+        conversation.answered(self._socket, command, reply, time.monotonic() - began_s)
         return reply
 
     def stalled(self, command: str, deadline_s: float) -> DaemonStalledError:
@@ -137,7 +135,7 @@ class Monitor:
 
     def listen(self, *names: str) -> EventStream:
         """From this call on, events of these names are kept; `EventStream.read` gives them."""
-        return EventStream(self._client, names)
+        return EventStream(self._client, names, self._socket)
 
     async def close(self) -> None:
         """Idempotent; never raises. Commands in flight end with DaemonGoneError."""
@@ -157,8 +155,9 @@ class Monitor:
 class EventStream:
     """Events of one monitor, in order, in bounded memory. `lost`: how many were dropped because nobody read them."""
 
-    def __init__(self, client: QMPClient, names: tuple[str, ...]) -> None:
+    def __init__(self, client: QMPClient, names: tuple[str, ...], socket: Path) -> None:
         self.lost = 0
+        self._socket = socket
         self._client = client
         self._kept: deque[RawEvent] = deque()
         self._arrived = asyncio.Event()
@@ -186,6 +185,7 @@ class EventStream:
                     wait.cancel()
 
     def _keep(self, event: Message) -> bool:
+        conversation.told(self._socket, event)
         if len(self._kept) < _MOST_EVENTS:
             self._kept.append(dict(event))
         else:

@@ -188,7 +188,9 @@ def parse_nbd_uri(uri: str) -> NbdEndpoint:
     if parts.scheme not in {"nbd", "nbds", "nbd+unix", "nbds+unix"}:
         raise ValueError(f"'{uri}' is not an NBD URI: use nbd://, nbds:// or nbd+unix://")
     if parts.username or parts.password or parts.fragment:
-        raise ValueError(f"'{uri}': user, password and fragment mean nothing in an NBD URI")
+        # What was meant to be a secret is not repeated: sentences end up in logs.
+        shown = uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1).partition("#")[0]
+        raise ValueError(f"'{shown}': user, password and fragment mean nothing in an NBD URI")
     tls = parts.scheme.startswith("nbds")
     unix = parts.scheme.endswith("+unix")
     unknown = set(query) - ({"socket"} if unix else set()) - ({"tls-certificates"} if tls else set())

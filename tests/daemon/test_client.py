@@ -27,8 +27,10 @@ async def test_a_reply_and_its_debug_line(daemons: Daemons, caplog: pytest.LogCa
     async with await Monitor.open(paths.control_sock) as monitor:
         caplog.clear()
         assert await monitor.execute("query-block-exports") == []
-    assert [record.name for record in caplog.records] == ["qorumctl.qmp"]
-    assert caplog.messages[0].startswith("query-block-exports: 2 bytes in ")
+    assert [record.name for record in caplog.records] == ["qorumctl.qmp"] * 2
+    name = f"{paths.directory.name}/control"
+    assert caplog.messages[0] == f"{name} -> query-block-exports"
+    assert caplog.messages[1].startswith(f"{name} <- query-block-exports: [] (")
 
 
 async def test_commands_may_run_at_once(daemons: Daemons) -> None:
