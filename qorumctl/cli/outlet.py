@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from qorumctl.cli.logs import Journal, LogHandler, is_journal
 from qorumctl.cli.text import printable
 from qorumctl.errors import QorumError
+from qorumctl.logbook import Entry, News, entry
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,6 +31,16 @@ class Outlet:
         self.as_json = as_json
         self.verbose = verbose
         self._stdout_is_gone = False
+
+    @cached_property
+    def journal(self) -> Journal | None:
+        """Where standard error goes under systemd; None: to people."""
+        return Journal() if is_journal(sys.stderr) else None
+
+    @cached_property
+    def is_logged(self) -> bool:
+        """Whether what is printed for people would stand in the journal beside the entries that tell it already."""
+        return self.journal is not None and not self.as_json and is_journal(sys.stdout)
 
     @cached_property
     def out(self) -> Console:
@@ -81,14 +93,21 @@ class Outlet:
 
     # Everything else.
 
-    def note(self, text: str) -> None:
-        """A sentence beside the result, on standard error."""
+    def say(self, text: str, level: int, entry: Entry) -> None:
+        """A sentence beside the result: on standard error, or in the journal where that leads there."""
+        if self.journal is not None:
+            self.journal.write(level, printable(text), entry)
+            return
         # Rich raises SystemExit(1) or BrokenPipeError, by its version: the exit code must stay the command's.
         with contextlib.suppress(BrokenPipeError, SystemExit):
             self.err.print(printable(text), soft_wrap=True)
 
-    def warning(self, text: str) -> None:
-        self.note(f"qorumctl: warning: {text}")
+    def note(self, text: str) -> None:
+        self.say(text, logging.INFO, entry(None, None))
+
+    def warning(self, text: str, *, set_name: str | None = None) -> None:
+        prefix = "" if self.journal is not None else "qorumctl: warning: "
+        self.say(f"{prefix}{text}", logging.WARNING, entry(None, set_name))
 
     def error(self, error: QorumError, *, exit_code: int | None = None) -> None:
         """`qorumctl: MESSAGE REMEDY` on standard error; with `--json` the document too, on standard output.
@@ -97,32 +116,33 @@ class Outlet:
         """
         if self.as_json:
             self.json(error_document(error, exit_code))
-        self.note(f"qorumctl: {error}")
+        self.complain(error, exit_code=exit_code)
+
+    def complain(self, error: QorumError, *, of_set: str | None = None, exit_code: int | None = None) -> None:
+        """The sentence alone. `of_set`: of several, the one that it is about."""
+        prefix = "" if self.journal is not None else "qorumctl: " if of_set is None else f"qorumctl: {of_set}: "
+        fields = entry(
+            News.FAILED,
+            of_set or error.set_name,
+            code=error.code,
+            remedy=error.remedy,
+            copy=error.copy,
+            path=error.path,
+            exit_code=error.exit_code if exit_code is None else exit_code,
+        )
+        self.say(f"{prefix}{error}", logging.ERROR, fields)
 
     def traceback(self, error: BaseException) -> None:
         self.note("".join(traceback.format_exception(error)).rstrip())
 
     def listen_to_logs(self) -> None:
-        """`--verbose` shows what qorumctl logs, the conversation with the daemon included; else only warnings."""
+        """`--verbose` shows what qorumctl logs, the conversation with the daemon included; else the journal has its
+        news, and everybody its warnings."""
         logger = logging.getLogger("qorumctl")
-        logger.setLevel(logging.DEBUG if self.verbose else logging.WARNING)
-        logger.handlers = [_LogHandler(self)]
+        least = logging.WARNING if self.journal is None else logging.INFO
+        logger.setLevel(logging.DEBUG if self.verbose else least)
+        logger.handlers = [LogHandler(self)]
         logger.propagate = False
-
-
-class _LogHandler(logging.Handler):
-    """Prints through the console, which keeps lines apart from a progress bar."""
-
-    def __init__(self, outlet: Outlet) -> None:
-        super().__init__()
-        self._outlet = outlet
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._outlet.note(self.format(record))
-        except Exception:
-            self.handleError(record)
 
 
 def outlet_of(ctx: typer.Context, as_json: bool, verbose: bool) -> Outlet:

@@ -94,7 +94,8 @@ class _Bar:
 
 
 class _Lines:
-    """One line at the start, one at the end, and between them at most one in 10 s, every 10 %."""
+    """One line at the start, one at the end, and between them at most one in 10 s, every 10 %. In the journal only what
+    is between: the others are news that it has (controller/telling.py)."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
@@ -111,7 +112,8 @@ class _Lines:
         self._start, self._position = start, None
         self._began_s = self._printed_s = time.monotonic()
         self._printed_fraction = (start.resumed_at_bytes or 0) / max(1, start.size_bytes)
-        self._pending.put(render_progress.opening_line(start))
+        if self._outlet.journal is None:
+            self._pending.put(render_progress.opening_line(start))
 
     def moved(self, position: ScrubPosition) -> None:
         self._position = position
@@ -135,7 +137,8 @@ class _Lines:
     def _end(self) -> None:
         if self._start is not None:
             seconds = time.monotonic() - self._began_s
-            self._pending.put(render_progress.closing_line(self._start, self._position, seconds))
+            if self._outlet.journal is None:
+                self._pending.put(render_progress.closing_line(self._start, self._position, seconds))
             self._start = None
 
     def _print(self) -> None:

@@ -127,7 +127,7 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
                         return code
                     codes.append(code)
                     documents.append(error_document(error, code))
-                    outlet.note(f"qorumctl: {name}: {error}")
+                    outlet.complain(error, of_set=name, exit_code=code)
                 else:
                     codes.append(exit_codes.of_scrub(report, interrupted=steering.interrupted))
                     documents.append(report.model_dump(mode="json", by_alias=True))
@@ -141,7 +141,7 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
 def _tell(outlet: Outlet, report: ScrubReport, steering: Steering) -> None:
     from qorumctl.cli import render_scrub
 
-    if not outlet.as_json:
+    if not outlet.as_json and not outlet.is_logged:
         outlet.show(*render_scrub.scrub(report, interrupted=steering.interrupted))
 
 

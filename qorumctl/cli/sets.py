@@ -140,7 +140,7 @@ def _change(outlet: Outlet, work: Work) -> None:
     sets = QuorumSets()
     done = asyncio.run(watched(outlet, sets, work))
     for text in done.warnings:
-        outlet.warning(text)
+        outlet.warning(text, set_name=done.set)
     _tell(outlet, sets, done)
 
 
@@ -174,6 +174,8 @@ async def watched(
 def _tell(outlet: Outlet, sets: QuorumSets, done: Result) -> None:
     from qorumctl.cli import render, render_scrub
 
+    if outlet.is_logged:
+        return
     if not outlet.as_json and done.recovery is not None:
         outlet.show(*render_scrub.scrub(sets.report(done.set, done.recovery)))
     outlet.document(done, *render.result(done))

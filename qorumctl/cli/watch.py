@@ -38,13 +38,18 @@ def watch(
 
 
 class _Teller:
-    """A controller.watching.Audience. Events go to standard output, a line each, also with `--json`."""
+    """A controller.watching.Audience. Events go to standard output, a line each, also with `--json`; or to the journal,
+    where that leads there."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
 
     def heard(self, event: EventDocument) -> None:
-        if self._outlet.as_json:
+        if self._outlet.is_logged:
+            from qorumctl.controller import telling
+
+            telling.heard(event)
+        elif self._outlet.as_json:
             self._outlet.text(json.dumps(event.model_dump(mode="json", by_alias=True), ensure_ascii=False))
         else:
             self._outlet.text(printable(line(event)))

@@ -13,6 +13,7 @@ import logging
 from qorumctl.controller.context import SetContext
 from qorumctl.errors import DamagedStateError, RefusedError
 from qorumctl.identity import Identity
+from qorumctl.logbook import warn
 from qorumctl.model.report import ScrubReport
 from qorumctl.model.spec import FileSource, SetSpec
 from qorumctl.store import Store, set_aside
@@ -88,7 +89,7 @@ def secure(context: SetContext, spec: SetSpec, who: Identity | None) -> str | No
 def secure_aloud(context: SetContext, spec: SetSpec, who: Identity | None) -> None:
     """As `secure`; what it says goes to the log."""
     if (lost := secure(context, spec, who)) is not None:
-        _log.warning("%s", lost)
+        warn(_log, lost, set_name=context.name)
 
 
 def _stopped_in_order(spec: SetSpec, who: Identity) -> bool:

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qorumctl.controller import detaching, failing, rejoining, watcher
+from qorumctl.controller import detaching, failing, rejoining, telling, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.live import reached
 from qorumctl.controller.observer import Observer, ScrubControl, Silent, StopReason
@@ -95,6 +95,7 @@ class Rewriting:
         self._stale = stale
         self._supervisor = _Steady(supervisor)
         self._control = control
+        self._findings = telling.Findings(spec.name, run)
         self._failing: set[str] = set()
         self._left: dict[str, str] = {}
         self._away: str | None = None
@@ -250,6 +251,9 @@ class Rewriting:
         if tried:
             actions |= {loss.id: Action.FAILED for loss in failed}
         self._store.journal(self._run).amend(actions)
+        for finding_id in actions:
+            if (amended := self._store.finding(finding_id)) is not None:
+                self._findings.settled(finding_id, amended)
         if tried and failed:
             self._left[name] = "it does not hold what is written there, either: its storage has lost these sectors"
 

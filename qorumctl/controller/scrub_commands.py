@@ -13,6 +13,7 @@ from qorumctl.controller.options import ScrubOptions
 from qorumctl.core.findings import Cause
 from qorumctl.core.ranges import SECTOR_BYTES
 from qorumctl.errors import DaemonGoneError, QorumError, RefusedError, UsageError
+from qorumctl.logbook import warn
 from qorumctl.model.report import ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import RunState, SetLock
@@ -37,7 +38,7 @@ async def scrub(context: SetContext, options: ScrubOptions, observer: Observer, 
         return await _scrub_stopped(context, spec, options, observer, control)
     if mode == "repair":
         for problem in await rewriting.finish(context, spec, observer, control):
-            _log.warning("%s", problem)
+            warn(_log, problem, set_name=context.name)
     async with context.scrub_monitor() as monitor:
         quorum = context.quorum(spec, monitor)
         await quorum.sweep()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from qorumctl import definitions
-from qorumctl.controller import suspects, watcher
+from qorumctl.controller import suspects, telling, watcher
 from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.live import at_rest, in_a_thread, reached
@@ -31,8 +31,8 @@ from qorumctl.model.report import Mode, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.scrub.engine import Scrub
 from qorumctl.scrub.plan import ScrubPlan
-from qorumctl.scrub.ports import Journal, StopReason
-from qorumctl.store import RunRecord, Store
+from qorumctl.scrub.ports import StopReason
+from qorumctl.store import RunJournal, RunRecord, Store
 from qorumctl.store.records import now
 
 _TELL_EVERY_S = 0.1
@@ -100,6 +100,7 @@ def _run(
                 job.recovery,
             )
         )
+        telling.scrub_begun(job.spec.name, record.id, job.mode, behind if behind > 0 else None)
         supervisor = _Supervisor(store, job, record, observer, control)
         watcher.note_scrubbing(store)
         try:
@@ -110,6 +111,7 @@ def _run(
             # Where that cannot be noted either, the run reads as cut off: it can be resumed all the same.
             with contextlib.suppress(StoreError):
                 store.fail_run(record.id, str(error))
+                telling.scrub_ended(job.spec.name, store.scrub_report(record.id), failed=True)
             raise
         finally:
             with contextlib.suppress(StoreError):
@@ -122,7 +124,9 @@ def _run(
             store.abandon_run(record.id)
         else:
             store.suspend_run(record.id)
-        return store.scrub_report(record.id)
+        report = store.scrub_report(record.id)
+        telling.scrub_ended(job.spec.name, report)
+        return report
 
 
 def _rewrite(
@@ -150,7 +154,7 @@ def _engine(
     supervisor: _Supervisor,
     loop: asyncio.AbstractEventLoop,
 ) -> StopReason | None:
-    journal = _CountingJournal(store.journal(record.id), supervisor)
+    journal = _TellingJournal(store.journal(record.id), job.spec.name, supervisor)
     with _copies_and_fence(context, job, loop) as (fence, readers):
         wards: Sequence[CopyReader] = readers
         while True:
@@ -218,12 +222,13 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
     )
 
 
-class _CountingJournal:
-    """A journal that also counts, for the progress bar."""
+class _TellingJournal:
+    """A journal that also counts, for the progress bar, and tells the log of what is on record."""
 
-    def __init__(self, journal: Journal, supervisor: _Supervisor) -> None:
+    def __init__(self, journal: RunJournal, set_name: str, supervisor: _Supervisor) -> None:
         self._journal = journal
         self._supervisor = supervisor
+        self._findings = telling.Findings(set_name, journal.run_id)
 
     def begin_repair(self, findings: Sequence[Finding]) -> list[int]:
         self._supervisor.findings += len(findings)
@@ -233,7 +238,9 @@ class _CountingJournal:
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
     ) -> None:
         self._supervisor.findings += len(findings)
-        self._journal.conclude(settled, findings, checkpoint)
+        ids = self._journal.conclude(settled, findings, checkpoint)
+        for finding_id, finding in (*settled, *zip(ids, findings, strict=True)):
+            self._findings.settled(finding_id, finding)
 
 
 class _Supervisor:

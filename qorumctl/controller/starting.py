@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from qorumctl import identity
-from qorumctl.controller import absences, interrupted, record, succession, watcher
+from qorumctl.controller import absences, interrupted, record, succession, telling, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
@@ -126,6 +126,7 @@ async def _start(
             context.note_served(store, True)
         attempt.guests_let_in = True
         await quorum.export_volume()
+    telling.started(spec.name)
     warnings = _warnings(
         spec, recovery, skipped=unclean and now, left_host=who.foreign_host if takeover else None, unheard=unheard
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qorumctl import identity
-from qorumctl.controller import record, succession, suspects, watcher
+from qorumctl.controller import record, succession, suspects, telling, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import KILLED_S, settled_pid, spec_in_force
 from qorumctl.controller.withdrawal import withdraw_and_flush
@@ -69,6 +69,7 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     heard = watched and await watcher.caught_up(context, pid)
     await watcher.dismiss(context)
     warnings += _note_stopped(context, spec, clean=flushed, heard=heard)
+    telling.stopped(context.name, in_order=not warnings)
     return Result(set=context.name, command="stop", changed=True, state=SetState.STOPPED, warnings=warnings)
 
 

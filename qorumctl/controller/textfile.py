@@ -16,6 +16,7 @@ from qorumctl.controller.background import in_thread
 from qorumctl.controller.context import SetContext
 from qorumctl.errors import LockedError, QorumError, RefusedError, StoreError, UsageError
 from qorumctl.files import read_bounded, reason, write_atomically
+from qorumctl.logbook import warn
 from qorumctl.model.status import CopyState
 from qorumctl.store import SetLock
 
@@ -53,7 +54,7 @@ async def published(context: SetContext) -> AsyncIterator[None]:
 
 async def _publish_aloud(context: SetContext) -> None:
     if (warning := (await publish(context)).warning) is not None:
-        _log.warning("%s", warning)
+        warn(_log, warning, set_name=context.name)
 
 
 class Published(NamedTuple):

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Collection
@@ -27,10 +28,12 @@ from qorumctl.daemon.events import EVENTS, THROTTLE_S, CopyEvent, parse
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.graph import HEAL, VOLUME, copy_of_key
 from qorumctl.errors import DaemonError, LockedError, QorumError, StoreError
+from qorumctl.logbook import warn
 from qorumctl.model.status import EventDocument
 from qorumctl.store import SetLock, Store
 from qorumctl.store.records import now
 
+_log = logging.getLogger("qorumctl.metrics")
 UNWATCHED = "UNWATCHED"
 _POLL_S = 0.25
 _RETRY_S = 2.0
@@ -221,8 +224,8 @@ class _Watch:
         told = None
         while textfile.path_of(self.context) is not None:
             warning, stalled = await textfile.publish(self.context)
-            if warning not in {None, told}:
-                self.audience.note(f"qorumctl: warning: {warning}")
+            if warning is not None and warning != told:
+                warn(_log, warning, set_name=self.context.name)
             told = warning
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PUBLISH_STALLED_EVERY_S if stalled else _PUBLISH_EVERY_S):

@@ -3,17 +3,32 @@ however often it happens. Written in the transaction of what it tells of: neithe
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from qorumctl.core.chronicle import FROM_FINDINGS, Entry
 from qorumctl.core.findings import Action, FindingVerdict
+from qorumctl.logbook import News, tell
 from qorumctl.store import outbox
 from qorumctl.store.database import Database
 from qorumctl.store.records import names_from_json
 
 _MOST_DETAIL = 200
+_WORDS = {
+    Entry.MISSED_WRITE: (logging.ERROR, "has missed a write, and has no vote"),
+    Entry.MAY_HAVE_MISSED: (logging.WARNING, "may have missed a write"),
+    Entry.DETACHED: (logging.WARNING, "was detached"),
+    Entry.FORCED_OUT: (logging.WARNING, "was forced out"),
+    Entry.LEFT_OUT: (logging.WARNING, "was left out of the start"),
+    Entry.FOUND_OUTSIDE: (logging.WARNING, "was found outside the quorum"),
+    Entry.REJOINED: (logging.INFO, "is back in its place"),
+    Entry.CLEARED: (logging.INFO, "is current: a scrub found or made it equal to the others"),
+    Entry.REPLACED: (logging.INFO, "has been replaced"),
+}
+"""What the log is told. Write errors are the daemon's words, which the watcher passes on; a scrub tells of findings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,8 @@ def note(
     run: int | None = None,
     detail: str = "",
 ) -> None:
-    """It has happened once more. Part of the caller's transaction, as is the word to the hooks."""
+    """It has happened once more. Part of the caller's transaction, as is the word to the hooks; the log is told when that
+    is on disk."""
     connection.execute(
         "INSERT INTO chronicle VALUES (?, ?, 1, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM runs), ?)"
         " ON CONFLICT (copy, kind) DO UPDATE SET number = number + 1, last = excluded.last, run = excluded.run,"
@@ -48,6 +64,15 @@ def note(
         (copy, kind, time, time, run, detail[:_MOST_DETAIL]),
     )
     outbox.tell_of_copy(database, connection, copy, kind, time, run=run, detail=detail[:_MOST_DETAIL])
+    if kind in _WORDS:
+        database.once_committed(partial(_tell, database.path.parent.name, copy, kind, run, detail[:_MOST_DETAIL]))
+
+
+def _tell(set_name: str, copy: str, kind: Entry, run: int | None, detail: str) -> None:
+    level, words = _WORDS[kind]
+    why = f": {detail}" if detail else ""
+    text = f"{set_name}: copy {copy} {words}{why}."
+    tell(News.COPY_STANDING, level, text, set_name=set_name, event=kind, copy=copy, run=run)
 
 
 def replaced(database: Database) -> dict[str, int]:

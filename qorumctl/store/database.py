@@ -45,10 +45,9 @@ class Database:
     def __init__(self, path: Path, connection: sqlite3.Connection, *, on_disk: bool) -> None:
         self.path = path
         self.listener = _NOBODY
-        self.has_told = False
-        """In the present transaction."""
         self._connection = connection
         self._lock = threading.RLock()
+        self._news: list[Callable[[], None]] = []
         files = [path, Path(f"{path}-wal")] if on_disk else []
         self._files = {file: _inode(file) for file in files}
 
@@ -118,14 +117,20 @@ class Database:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                self.has_told = False
                 self._rollback()
                 raise
+            finally:
+                news, self._news = self._news, []
             # Only now: what was renamed during the transaction has taken it along.
             self._check_in_place()
-            told, self.has_told = self.has_told, False
-        if told:
-            self.listener.wake()
+        for told in news:
+            told()
+
+    def once_committed(self, told: Callable[[], None]) -> None:
+        """By whoever holds a transaction: what is to be done when it is on disk, and not where it is undone; once,
+        however often it was said."""
+        if told not in self._news:
+            self._news.append(told)
 
     @contextmanager
     def write_lazily(self) -> Iterator[sqlite3.Connection]:

@@ -44,16 +44,18 @@ class RunJournal:
 
     def conclude(
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
-    ) -> None:
-        """Gives pending findings their final form, records those that need no repair, and moves the checkpoint."""
+    ) -> list[int]:
+        """Gives pending findings their final form, records those that need no repair, and moves the checkpoint; returns
+        the ids of `findings`, in order."""
         with self._database.write() as connection:
             self._check_running(connection)
             judge = Judge(self._database, self.run_id)
             for finding_id, finding in settled:
                 self._replace(connection, finding_id, finding, judge)
-            new = [_insert(connection, self.run_id, finding, judge) for finding in findings]
+            ids = [_insert(connection, self.run_id, finding, judge) for finding in findings]
             self._move(connection, checkpoint)
-            self._tell(connection, [*(finding_id for finding_id, _ in settled), *new])
+            self._tell(connection, [*(finding_id for finding_id, _ in settled), *ids])
+        return ids
 
     def amend(self, actions: Mapping[int, Action]) -> None:
         """What became of findings that had been left, or whose repair had failed, by id."""

@@ -77,7 +77,7 @@ def tell(
         "INSERT INTO outbox (time, event, document) VALUES (?, ?, ?)", (time, event, json.dumps(document))
     )
     connection.execute("DELETE FROM outbox WHERE id <= ?", ((cursor.lastrowid or 0) - MOST_EVENTS,))
-    database.has_told = True
+    database.once_committed(database.listener.wake)
 
 
 def tell_of_copy(

@@ -15,9 +15,9 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import jsonschema
@@ -111,14 +111,16 @@ class Machine:
         validate(document)
         return document
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """In the background; standard error is to be read."""
+    def begin(
+        self, *arguments: str, stream: IO[bytes] | None = None, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """In the background; standard error is to be read, unless both streams lead to `stream`."""
         begun = subprocess.Popen(
             [*PROGRAM, *arguments],
-            env=self.environment,
+            env=self.environment | dict(environment or {}),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stream or subprocess.PIPE,
+            stderr=stream or subprocess.PIPE,
             text=True,
         )
         self._processes.append(begun)

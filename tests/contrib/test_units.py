@@ -132,18 +132,6 @@ def test_a_scrub_fails_when_damage_is_left_and_not_when_it_is_repaired_or_paused
     assert setting("qorum-scrub@.service", "SuccessExitStatus") == ["3 6 143 SIGTERM"]
 
 
-@pytest.mark.parametrize(("status", "warned"), [("0", False), ("3", True), ("6", False), ("4", False)])
-def test_a_repaired_run_leaves_a_warning(status: str, warned: bool) -> None:
-    """The command as systemd hands it to the shell: `$$` is a dollar, `%i` the set."""
-    line = setting("qorum-scrub@.service", "ExecStopPost")[0].removeprefix("-/bin/sh -c '").removesuffix("'")
-    script = line.replace("$$", "$").replace("%i", "web01")
-    done = subprocess.run(
-        ["/bin/sh", "-c", script], env={"EXIT_STATUS": status}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("<4>The scrub of web01") == warned
-    assert done.stderr == ""
-
-
 @pytest.mark.parametrize("budget", ["0", "1h"])
 def test_a_scrub_s_exit_code_passes_through_its_budget(budget: str) -> None:
     words = setting("qorum-scrub@.service", "ExecStart")[0].split()
