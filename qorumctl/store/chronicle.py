@@ -55,8 +55,8 @@ def note(
     run: int | None = None,
     detail: str = "",
 ) -> None:
-    """It has happened once more. Part of the caller's transaction, as is the word to the hooks; the log is told when that
-    is on disk."""
+    """It has happened once more. Part of the caller's transaction, as is the word to the hooks; the log is told when
+    that is on disk."""
     connection.execute(
         "INSERT INTO chronicle VALUES (?, ?, 1, ?, ?, ?, (SELECT coalesce(max(id), 0) FROM runs), ?)"
         " ON CONFLICT (copy, kind) DO UPDATE SET number = number + 1, last = excluded.last, run = excluded.run,"

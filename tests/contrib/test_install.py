@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer._completion_shared import get_completion_script
 
 import qorumctl
 from qorumctl import definitions
@@ -223,6 +224,18 @@ def test_sets_that_systemd_runs_keep_the_program(tmp_path: Path, monkeypatch: py
     make("uninstall", "", prefix)
     assert not program.exists()
     assert (tmp_path / "calls").read_text() == "daemon-reload\n"
+
+
+SHELLS = [("bash", "qorumctl.bash"), ("zsh", "_qorumctl"), ("fish", "qorumctl.fish")]
+
+
+@pytest.mark.parametrize(("shell", "file"), SHELLS)
+def test_the_completions_ask_as_typer_expects_to_be_asked(shell: str, file: str) -> None:
+    """They name no command and no option: the program is asked for these. How is what typer would write now."""
+    script = get_completion_script(prog_name="qorumctl", complete_var="_QORUMCTL_COMPLETE", shell=shell)
+    asked = re.compile(r"\w*COMPLETE\w*(?:=\w+)?|COMP_\w+=\S+")
+    ours = (ROOT / "contrib/completions" / file).read_text()
+    assert set(asked.findall(ours)) == set(asked.findall(script))
 
 
 def test_the_completions_of_bash_parse() -> None:
