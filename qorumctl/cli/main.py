@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,21 +60,31 @@ def _globals(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    outlet_of(ctx, as_json, verbose)
+    outlet = outlet_of(ctx, as_json, verbose)
     if os.geteuid() == 0 and ctx.invoked_subcommand not in _AS_ROOT:
-        _act_as_service_user()
+        _act_as_service_user(outlet, with_units=ctx.invoked_subcommand in _WITH_UNITS)
 
 
 _AS_ROOT = {"enable", "disable", "demo"}
+_WITH_UNITS = {"start", "stop", "restart"}
 
 
-def _act_as_service_user() -> None:
+def _act_as_service_user(outlet: Outlet, *, with_units: bool) -> None:
     from qorumctl.paths import directories
     from qorumctl.service_user import acting_user, become
 
     user = acting_user(directories())
-    if user is not None:
-        become(user)
+    if user is None:
+        return
+    if with_units and _BOOTED.is_dir():
+        from qorumctl.cli.porter import Porter
+
+        outlet.manager = Porter(outlet.note)
+    become(user)
+
+
+_BOOTED = Path("/run/systemd/system")
+"""sd_booted(3)."""
 
 
 class InternalError(QorumError):

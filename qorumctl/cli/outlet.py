@@ -21,6 +21,7 @@ from qorumctl.logbook import Entry, News, entry
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from qorumctl.controller.managed import Manager
     from qorumctl.model.report import Document
 
 
@@ -30,6 +31,8 @@ class Outlet:
     def __init__(self, *, as_json: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
         self.verbose = verbose
+        self.manager: Manager | None = None
+        """systemd, where it runs sets and we may have it start and stop them."""
         self._stdout_is_gone = False
 
     @cached_property
@@ -158,15 +161,10 @@ def outlet_of(ctx: typer.Context, as_json: bool, verbose: bool) -> Outlet:
 def error_document(error: QorumError, exit_code: int | None = None) -> dict[str, Any]:
     from qorumctl.model.status import ErrorReport
 
-    return ErrorReport(
-        code=error.code,
-        message=error.message,
-        remedy=error.remedy,
-        set=error.set_name,
-        copy_=error.copy,
-        path=error.path,
-        exit_code=error.exit_code if exit_code is None else exit_code,
-    ).model_dump(mode="json", by_alias=True)
+    report = ErrorReport.of(error)
+    if exit_code is not None:
+        report = report.model_copy(update={"exit_code": exit_code})
+    return report.model_dump(mode="json", by_alias=True)
 
 
 def _console(stream: TextIO) -> Console:

@@ -93,11 +93,13 @@ def start(
     verbose: Verbose = False,
 ) -> None:
     """Start a set, and let guests in. After an unclean stop it is scrubbed first."""
+    outlet = outlet_of(ctx, as_json, verbose)
+    from qorumctl.controller import managed
+
+    options = managed.StartOptions(now, degraded, takeover)
     _change(
-        outlet_of(ctx, as_json, verbose),
-        lambda sets, observer, control: sets.start(
-            name, now=now, takeover=takeover, degraded=degraded, observer=observer, control=control
-        ),
+        outlet,
+        lambda sets, observer, control: managed.start(sets, outlet.manager, name, options, observer, control),
     )
 
 
@@ -105,7 +107,10 @@ def stop(
     ctx: typer.Context, name: SetName, force: Force = False, as_json: AsJson = False, verbose: Verbose = False
 ) -> None:
     """Drain, flush and stop a set. Refused while a guest is connected."""
-    _change(outlet_of(ctx, as_json, verbose), lambda sets, observer, control: sets.stop(name, force=force))
+    outlet = outlet_of(ctx, as_json, verbose)
+    from qorumctl.controller import managed
+
+    _change(outlet, lambda sets, observer, control: managed.stop(sets, outlet.manager, name, force=force))
 
 
 def restart(
@@ -119,16 +124,14 @@ def restart(
     verbose: Verbose = False,
 ) -> None:
     """Stop a set and start it again; applies a changed definition."""
+    outlet = outlet_of(ctx, as_json, verbose)
+    from qorumctl.controller import managed
+
+    options = managed.StartOptions(now, degraded, takeover)
     _change(
-        outlet_of(ctx, as_json, verbose),
-        lambda sets, observer, control: sets.restart(
-            name,
-            force=force,
-            now=now,
-            takeover=takeover,
-            degraded=degraded,
-            observer=observer,
-            control=control,
+        outlet,
+        lambda sets, observer, control: managed.restart(
+            sets, outlet.manager, name, options, observer, control, force=force
         ),
     )
 

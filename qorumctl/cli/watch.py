@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +17,7 @@ from qorumctl.cli.grammar import AsJson, SetName, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.cli.text import printable
 
+_POLL_S = 0.02
 if TYPE_CHECKING:
     from qorumctl.controller.sets import QuorumSets
     from qorumctl.model.status import EventDocument
@@ -66,5 +70,22 @@ async def _watch(sets: QuorumSets, name: str, teller: _Teller, detached: bool) -
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(sets.watch(name, teller, detached=detached))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
+    ready = asyncio.ensure_future(_tell_systemd(sets, name))
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    ready.cancel()
+
+
+async def _tell_systemd(sets: QuorumSets, name: str) -> None:
+    """sd_notify(3): the set may be started once somebody listens. Otherwise its start would begin a watcher, too."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    from qorumctl.controller.watcher import LOCK_NAME
+    from qorumctl.store import SetLock
+
+    state_directory = Path(sets.show(name).state_directory)
+    while SetLock.held_by(state_directory, file_name=LOCK_NAME) is None:
+        await asyncio.sleep(_POLL_S)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifying:
+        notifying.sendto(b"READY=1", f"\0{address[1:]}" if address.startswith("@") else address)

@@ -160,10 +160,9 @@ def _advice(systemd: Systemd, name: str, pid: int | None) -> list[str]:
     if systemd.is_active(unit):
         return []
     if pid is None:
-        return [f"{name} is not running: 'systemctl start {unit}' starts it now, and each boot from now on."]
+        return [f"{name} is not running: 'qorumctl start {name}' starts it now, and each boot from now on."]
     return [
-        f"{name} was started by hand and runs outside its unit until it is stopped: run 'qorumctl stop {name}' and "
-        f"'systemctl start {unit}' when no guest uses it."
+        f"{name} was started by hand and runs outside its unit: run 'qorumctl restart {name}' when no guest uses it."
     ]
 
 

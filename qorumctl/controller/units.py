@@ -24,6 +24,10 @@ def storage_unit(name: str) -> str:
     return f"qorum-storage@{name}.service"
 
 
+def watch_unit(name: str) -> str:
+    return f"qorum-watch@{name}.service"
+
+
 def scrub_unit(name: str) -> str:
     return f"qorum-scrub@{name}.service"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from qorumctl.errors import QorumError
 from qorumctl.model.hooks import HookFailure
 from qorumctl.model.report import Document, RangeDocument, RunSummary
 from qorumctl.model.spec import SetSpec
@@ -248,3 +249,15 @@ class ErrorReport(Document):
     copy_: str | None = Field(None, alias="copy")
     path: str | None = None
     exit_code: int
+
+    @classmethod
+    def of(cls, error: QorumError) -> Self:
+        return cls(
+            code=error.code,
+            message=error.message,
+            remedy=error.remedy,
+            set=error.set_name,
+            copy_=error.copy,
+            path=error.path,
+            exit_code=error.exit_code,
+        )

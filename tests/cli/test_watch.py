@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_it_ends_in_order_when_it_is_told_to(machine: Machine, number: signal.Si
     begun.send_signal(number)
     out, err = begun.communicate(timeout=20)
     assert (begun.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.live
+def test_systemd_is_told_when_it_listens(machine: Machine) -> None:
+    """Only then may the set be started: otherwise that begins a watcher of its own."""
+    machine.create()
+    path = machine.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(20)
+        machine.begin("watch", "w", environment={"NOTIFY_SOCKET": str(path)})
+        assert manager.recv(100) == b"READY=1"
+    assert SetLock.held_by(machine.directory / "s" / "w", file_name="watch.lock")
 
 
 @pytest.mark.live

@@ -20,7 +20,6 @@ from qorumctl.controller.schedule import WORDS
 from qorumctl.controller.units import FILE_NAME, drop_ins
 from qorumctl.controller.waking import BY_UNIT, PENDING_NAME
 from qorumctl.model.spec import CopySpec, FileSource, NbdSource, SetSpec
-from tests.docs.walk import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(path for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in {".service", ".timer", ".path"})
@@ -97,20 +96,20 @@ def test_what_enable_adds_fits_them(installed: Path, tmp_path: Path, schedule: s
     verify(tmp_path, *instances("web01"))
 
 
-@with_systemd
-def test_what_the_documentation_adds_for_metrics_reaches_every_service(installed: Path, tmp_path: Path) -> None:
-    (block,) = [block.text for block in blocks("docs/operations.md") if block.language == "ini"]
-    path = re.match(r"# /etc/systemd/system/(.*)\n", block)
-    assert path is not None
-    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
-    drop_in = tmp_path / path[1]
-    drop_in.parent.mkdir()
-    drop_in.write_text(block)
-    verify(tmp_path, *instances("web01"))
-    drop_in.write_text(block.replace("Environment", "Surroundings"))
-    for unit in (unit for unit in instances("web01") if unit.endswith(".service")):
-        with pytest.raises(AssertionError, match="Surroundings"):
-            verify(tmp_path, unit)
+SERVICES = sorted(unit.name for unit in UNITS if unit.suffix == ".service" and "notify" not in unit.name)
+
+
+@pytest.mark.parametrize("unit", SERVICES)
+def test_variables_stand_in_one_file_for_all(unit: str) -> None:
+    """The documentation names it for metrics and timeouts."""
+    assert setting(unit, "EnvironmentFile") == ["-/etc/default/qorum"]
+    assert "`/etc/default/qorum`" in (ROOT / "docs/operations.md").read_text()
+
+
+@pytest.mark.parametrize("unit", ["qorum-scrub@.service", "qorum-watch@.service"])
+def test_metrics_can_be_written_where_node_exporter_looks(unit: str) -> None:
+    assert "-/var/lib/prometheus/node-exporter" in setting(unit, "ReadWritePaths")
+    assert "QORUM_TEXTFILE_DIR=/var/lib/prometheus/node-exporter" in (ROOT / "docs/operations.md").read_text()
 
 
 @with_systemd
@@ -203,10 +202,11 @@ def test_a_front_outlives_the_death_of_its_set_and_is_never_started_anew_by_itse
     assert setting("qorum-front@.service", "Restart") == ["no"]
 
 
-def test_a_mailer_keeps_the_rights_that_it_needs() -> None:
+@pytest.mark.parametrize("unit", ["qorum-notify@.service", "qorum-hooks@.service"])
+def test_a_mailer_keeps_the_rights_that_it_needs(unit: str) -> None:
     """setuid or setgid: what systemd.exec(5) lists under NoNewPrivileges= would take them away. The list is long, and
     what the unit may have is short."""
-    text = (ROOT / "contrib/systemd/qorum-notify@.service").read_text()
+    text = (ROOT / "contrib/systemd" / unit).read_text()
     confined = set(re.findall(r"^((?:Private|Protect|Restrict|Lock|Memory|System|No|Dynamic)\w+)=", text, re.MULTILINE))
     assert confined == {"ProtectSystem", "ProtectHome", "PrivateTmp", "ProtectControlGroups"}
 

@@ -94,9 +94,7 @@ def test_enable_starts_the_timer_and_leaves_the_set_to_its_operator(machine: Mac
     machine.fails("is-active")
     done = machine.sets.enable("web01", systemd=machine.systemd)
     assert (done.command, done.changed) == ("enable", True)
-    assert done.warnings == [
-        "web01 is not running: 'systemctl start qorum-storage@web01.service' starts it now, and each boot from now on."
-    ]
+    assert done.warnings == ["web01 is not running: 'qorumctl start web01' starts it now, and each boot from now on."]
     assert machine.tree() == ENABLED
     assert machine.called() == [
         "daemon-reload",
