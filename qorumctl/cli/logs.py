@@ -29,6 +29,7 @@ _IDENTIFIER = "qorumctl"
 _MOST_VALUE_BYTES = 8192
 """Of one field. With at most some twenty of them an entry stays below what a datagram holds (net.core.wmem_default,
 212,992): no sealed memory file needs to be passed instead."""
+_RETRY_S = 0.01
 _SEND_S = 1.0
 """A journal that does not read holds up what is written for so long, and then not at all until it reads again."""
 
@@ -62,15 +63,25 @@ class Journal:
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.settimeout(0 if self._is_stuck else _SEND_S)
-            self._socket.sendto(data, str(self._path))
-        except (BlockingIOError, TimeoutError):
-            self._is_stuck = True
-            # Standard error leads to the same journal, and would wait without end.
-            return True
+                self._socket.setblocking(False)
+            ends_at_s = time.monotonic() + _SEND_S
+            # Not by a timeout of the socket: that waits for a queue three quarters empty, however much it would take.
+            while not self._is_sent(self._socket, data):
+                if self._is_stuck or time.monotonic() > ends_at_s:
+                    # Standard error leads to the same journal, and would wait without end.
+                    self._is_stuck = True
+                    return True
+                time.sleep(_RETRY_S)
         except OSError:
             return False
         self._is_stuck = False
+        return True
+
+    def _is_sent(self, connection: socket.socket, data: bytes) -> bool:
+        try:
+            connection.sendto(data, str(self._path))
+        except BlockingIOError:
+            return False
         return True
 
 

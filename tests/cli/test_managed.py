@@ -154,20 +154,17 @@ async def test_a_set_that_was_started_by_hand_comes_under_its_unit_with_a_restar
     assert (await systemd.by_hand()).warnings == []
 
 
-@pytest.mark.live
-@pytest.mark.parametrize("why", ["no units", "other directories", "within the unit"])
-async def test_elsewhere_all_is_as_ever(systemd: Played, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    match why:
-        case "no units":
-            systemd.load = "not-found"
-        case "other directories":
-            monkeypatch.setattr(managed, "SERVICE_DIRECTORIES", paths.SERVICE_DIRECTORIES)
-        case _:
-            systemd.inside = True
-    assert (await systemd.by_hand()).changed
-    assert systemd.asked == []
-    assert (await managed.stop(QuorumSets(), systemd, "w", force=False)).changed
-    assert systemd.asked == []
+async def test_elsewhere_all_is_as_ever(systemd: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None: nobody is asked to start or stop."""
+    assert await managed._state(systemd, "w") == UnitState("loaded", "inactive")
+    assert await managed._state(None, "w") is None
+    systemd.load = "not-found"
+    assert await managed._state(systemd, "w") is None
+    systemd.load, systemd.inside = "loaded", True
+    assert await managed._state(systemd, "w") is None
+    systemd.inside = False
+    monkeypatch.setattr(managed, "SERVICE_DIRECTORIES", paths.SERVICE_DIRECTORIES)
+    assert await managed._state(systemd, "w") is None
 
 
 async def test_an_errand_of_somebody_who_waits_no_longer_counts_for_nothing(systemd: Played, machine: Machine) -> None:
