@@ -1,0 +1,71 @@
+"""The units, run by a real systemd: a set from `enable` to `disable`. Where none can be had, the test is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qorumctl.logbook import News
+from tests.contrib.booted import Booted, Unavailable
+
+STORAGE, WATCH, SCRUB = (f"qorum-{kind}@web01.service" for kind in ("storage", "watch", "scrub"))
+
+
+@pytest.fixture
+def booted(short_dir: Path) -> Iterator[Booted]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can have namespaces in which systemd runs")
+    made = Booted(short_dir)
+    try:
+        made.boot()
+        yield made
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    finally:
+        made.end()
+
+
+def good(booted: Booted, script: str) -> str:
+    done = booted.run(f"set -e\n{script}")
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}\n{booted.run('journalctl -n 50').stdout}"
+    return done.stdout
+
+
+def shown(booted: Booted, unit: str, *names: str) -> list[str]:
+    return [good(booted, f"systemctl show --value -p {name} {unit}").strip() for name in names]
+
+
+@pytest.mark.timeout(600)
+def test_a_set_lives_under_systemd(booted: Booted) -> None:
+    good(booted, "systemd-sysusers; systemd-tmpfiles --create qorum.conf; systemctl daemon-reload; chown qorum: /srv/?")
+    good(booted, "qorumctl create web01 /srv/a/w /srv/b/w /srv/c/w --size 16MiB --cache writeback")
+    good(booted, "qorumctl enable web01 --schedule weekly; qorumctl start web01")
+    assert shown(booted, STORAGE, "ActiveState", "UnitFileState") == ["active", "enabled"]
+    state, pid = shown(booted, WATCH, "ActiveState", "MainPID")
+    assert (state, good(booted, "cat /var/lib/qorum/web01/watch.lock").split()) == ("active", [pid, "watch"])
+    assert STORAGE in good(booted, "cat /proc/$(cat /run/qorum/web01/qsd.pid)/cgroup")
+
+    good(booted, "head -c 16M /dev/urandom | nbdcopy - $(qorumctl attach web01 --as uri)")
+    good(booted, "dd if=/dev/zero of=/srv/b/w bs=512 seek=128 count=8 conv=notrunc,fsync status=none")
+    good(booted, f"systemctl start {SCRUB}")
+    assert shown(booted, SCRUB, "Result", "ExecMainStatus") == ["success", "3"]
+    (finding,) = json.loads(good(booted, "qorumctl --json report web01"))["findings"]
+    message_id = News.FINDING.value.message_id
+    (line,) = good(booted, f"journalctl --sync; journalctl -o json MESSAGE_ID={message_id}").splitlines()
+    told = json.loads(line)
+    assert told["_SYSTEMD_UNIT"] == SCRUB
+    assert [told[f"QORUM_{field}"] for field in ("COPY", "OFFSET", "LENGTH", "ACTION")] == [
+        "b", str(finding["offset"]), str(finding["length"]), "repaired",
+    ]  # fmt: skip
+
+    good(booted, "qorumctl restart web01")
+    assert shown(booted, STORAGE, "ActiveState", "NRestarts") == ["active", "0"]
+    good(booted, "qorumctl stop web01")
+    assert shown(booted, STORAGE, "ActiveState", "Result") == ["inactive", "success"]
+    assert shown(booted, WATCH, "ActiveState") == ["inactive"]
+    good(booted, "qorumctl disable web01; qorumctl delete web01 --images --yes")
+    assert good(booted, "ls /etc/systemd/system /var/lib/qorum | grep -c qorum- || true") == "1\n"
