@@ -22,7 +22,7 @@ from qorumctl.core.chronicle import Entry
 from qorumctl.core.diagnosis import Diagnosis, Kind
 from qorumctl.core.findings import Action, Finding, FindingVerdict
 from qorumctl.core.ranges import Range
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.errors import RefusedError
 from qorumctl.logbook import News, entry, entry_of
 from qorumctl.store import Store, chronicle

@@ -18,7 +18,7 @@ from qorumctl.controller.managed import StartOptions, UnitState
 from qorumctl.controller.observer import ScrubControl, Silent
 from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink
-from qorumctl.daemon.process import RuntimePaths
+from qorumctl.daemon.runtime import RuntimePaths
 from qorumctl.errors import QorumError, RefusedError, UsageError
 from qorumctl.model.status import Result
 from qorumctl.paths import directories
