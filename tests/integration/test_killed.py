@@ -123,10 +123,13 @@ async def test_start_and_stop(live_set: LiveSets, attack: Attack) -> None:
     killer = Killer(live, seed=13)
     killer.complete("start", NAME)
     shadow = live.fill()
+    killer.complete("stop", NAME)
+    stopped = listing(live)
+    # A stop leaves its locks, as any command does.
+    killer.complete("start", NAME)
     await status_of(live.sets)
     running = await daemon_picture(live)
     killer.complete("stop", NAME)
-    stopped = listing(live)
     for n in killer.rounds(attack):
         killer.cut("start", NAME)
         if n % 2:

@@ -261,7 +261,8 @@ async def test_a_watcher_that_cannot_write_things_down_gives_up_and_the_set_coun
     state.write_bytes(b"no database" * 1000)
     fails.writes.touch()
     write(live)
-    wait_for(lambda: holder(live) is None, "the end of a watcher that cannot write")
+    # It tries for ten seconds.
+    wait_for(lambda: holder(live) is None, "the end of a watcher that cannot write", deadline_s=120)
     fails.writes.unlink()
     for suffix in ("-wal", "-shm"):
         Path(f"{state}{suffix}").unlink(missing_ok=True)
