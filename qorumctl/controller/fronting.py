@@ -1,8 +1,8 @@
 """`front`: a second daemon for guests that speak vhost-user-blk (daemon/front.py says why a second one).
 
 A front is a guest of its set, and lives as guests do: it outlasts a restart of the set's daemon, and `stop` and
-`delete` are refused while it is there. Nothing of it is on record: its pidfile says that there was one, its command
-line what it is.
+`delete` are refused while it is there. Nothing of it is on record: its pidfile and sockets say that there was one, its
+command line what it is.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def guest_arguments(context: SetContext, memory_bytes: int) -> list[str]:
 
 
 def has_died(context: SetContext) -> bool:
-    """Whether there is none, and the last one was not stopped: it removes its pidfile as it ends."""
-    return os.path.lexists(context.front.pidfile) and context.front_pid() is None
+    """Whether there is none, and the last one was not stopped: as it ends it removes all of these. Of one that died
+    systemd removes the pidfile."""
+    left = (context.front.pidfile, *context.front.sockets)
+    return any(map(os.path.lexists, left)) and context.front_pid() is None
 
 
 @asynccontextmanager

@@ -100,19 +100,21 @@ async def start(
     return result.model_copy(update={"warnings": [*result.warnings, outside]})
 
 
-async def stop(sets: QuorumSets, manager: Manager | None, name: str, *, force: bool) -> Result:
+async def stop(
+    sets: QuorumSets, manager: Manager | None, name: str, *, force: bool, keep_front: bool = False
+) -> Result:
     """As QuorumSets.stop."""
 
-    async def by_ourselves(force: bool) -> Result:
-        return await sets.stop(name, force=force)
+    async def by_ourselves(force: bool, keep_front: bool = keep_front) -> Result:
+        return await sets.stop(name, force=force, keep_front=keep_front)
 
     unit = storage_unit(name)
     state = await _state(manager, name)
     if manager is None or state is None:
-        return await _answering(name, "stop", lambda _: by_ourselves(force))
+        return await _answering(name, "stop", lambda asked: by_ourselves(force, **asked))
     if force and state.is_up:
         # A daemon that had to be killed would be begun again, were it not for systemd to stop it.
-        with Errand(_context(name), "stop", {}) as errand:
+        with Errand(_context(name), "stop", {"keep_front": keep_front}) as errand:
             await manager.stop(unit)
         return errand.outcome() or await by_ourselves(force)
     # systemd cannot be refused. So we stop the set, or refuse to, and it sees its main process end in order.
@@ -142,7 +144,7 @@ async def restart(
             # What hinders that, `stop` tells.
             await succession.settle_leftovers(context)
         vetting.vet_restart(context, context.spec(), takeover=options.takeover, degraded=options.degraded)
-    stopped = await stop(sets, manager, name, force=force)
+    stopped = await stop(sets, manager, name, force=force, keep_front=True)
     started = await start(sets, manager, name, options, observer, control)
     return started.model_copy(update={"command": "restart", "warnings": [*stopped.warnings, *started.warnings]})
 

@@ -141,17 +141,18 @@ class QuorumSets:
                     )
         return result.model_copy(update={"state": (await inspection.status(context)).state})
 
-    async def stop(self, name: str, *, force: bool = False) -> Result:
+    async def stop(self, name: str, *, force: bool = False, keep_front: bool = False) -> Result:
         """Flushes every copy and ends the daemon. A set that does not run is left as it is: `changed` is false.
 
         RefusedError while a guest is connected or a front runs, unless `force`. CopyUnavailableError and
         DaemonStalledError where a copy hangs; with `force` the daemon is killed then, and the next start compares the
-        copies.
+        copies. `keep_front`: with `force`, a front goes on, for a start that follows at once.
         """
         context = self._context(name)
         if context.pid() is None:
             context.spec()
-        async with _at_work(context, "stop"), fronting.absent(context, "stop", force=force):
+        alone = nullcontext() if force and keep_front else fronting.absent(context, "stop", force=force)
+        async with _at_work(context, "stop"), alone:
             return await stopping.stop(context, force=force)
 
     async def restart(

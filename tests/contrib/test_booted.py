@@ -11,8 +11,9 @@ import pytest
 
 from qorumctl.logbook import News
 from tests.contrib.booted import Booted, Unavailable
+from tests.live import wait_for
 
-STORAGE, WATCH, SCRUB = (f"qorum-{kind}@web01.service" for kind in ("storage", "watch", "scrub"))
+STORAGE, WATCH, SCRUB, FRONT = (f"qorum-{kind}@web01.service" for kind in ("storage", "watch", "scrub", "front"))
 
 
 @pytest.fixture
@@ -69,3 +70,29 @@ def test_a_set_lives_under_systemd(booted: Booted) -> None:
     assert shown(booted, WATCH, "ActiveState") == ["inactive"]
     good(booted, "qorumctl disable web01; qorumctl delete web01 --images --yes")
     assert good(booted, "ls /etc/systemd/system /var/lib/qorum | grep -c qorum- || true") == "1\n"
+
+
+@pytest.mark.timeout(600)
+def test_a_front_lives_under_systemd(booted: Booted) -> None:
+    """It outlasts the death and a restart of its set, ends with its stop; one that died is not followed by another."""
+    good(booted, "systemd-sysusers; systemd-tmpfiles --create qorum.conf; systemctl daemon-reload; chown qorum: /srv/?")
+    good(booted, "qorumctl create web01 /srv/a/w /srv/b/w /srv/c/w --size 16MiB --cache writeback")
+    good(booted, f"qorumctl enable web01 --schedule weekly; qorumctl start web01; systemctl start {FRONT}")
+    front = shown(booted, FRONT, "ActiveState", "MainPID")
+    assert front[0] == "active"
+
+    died = good(booted, "cat /run/qorum/web01/qsd.pid; kill -9 $(cat /run/qorum/web01/qsd.pid)")
+    again = 'test -e /run/qorum/web01/qsd.pid && test "$(cat /run/qorum/web01/qsd.pid)" != ' + died
+    wait_for(lambda: booted.run(again).returncode == 0, "the set's daemon, started by systemd")
+    good(booted, f"systemctl start {STORAGE}")
+    assert shown(booted, FRONT, "ActiveState", "MainPID") == front
+    good(booted, "qorumctl restart web01 --force")
+    assert shown(booted, FRONT, "ActiveState", "MainPID") == front
+    good(booted, f"systemctl stop {STORAGE}")
+    assert shown(booted, FRONT, "ActiveState", "Result") == ["inactive", "success"]
+
+    good(booted, f"qorumctl start web01; systemctl start {FRONT}; kill -9 $(cat /run/qorum/web01/front.pid)")
+    wait_for(lambda: shown(booted, FRONT, "ActiveState") == ["failed"], "systemd")
+    assert "ended without being stopped" in good(booted, "qorumctl --json status web01 || true; qorumctl status web01")
+    assert booted.run(f"systemctl start {FRONT}").returncode != 0
+    good(booted, f"qorumctl front web01 --stop; systemctl start {FRONT}")

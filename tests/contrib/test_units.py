@@ -196,9 +196,8 @@ def test_every_failure_is_told() -> None:
 
 
 def test_a_front_outlives_the_death_of_its_set_and_is_never_started_anew_by_itself() -> None:
-    for binding in ("BindsTo", "Requires", "PartOf"):
+    for binding in ("BindsTo", "Requires", "PartOf", "StopPropagatedFrom"):
         assert setting("qorum-front@.service", binding) == []
-    assert setting("qorum-front@.service", "StopPropagatedFrom") == ["qorum-storage@%i.service"]
     assert setting("qorum-front@.service", "Restart") == ["no"]
 
 
