@@ -152,7 +152,7 @@ class QuorumSet:
     async def export_volume(self) -> None:
         """The writable export that guests use. Idempotent."""
         if graph.VOLUME not in await self._export_ids():
-            await self._run("block-export-add", graph.volume_export())
+            await self._run("block-export-add", graph.volume_export(self._spec.copies))
 
     async def withdraw_volume(self, *, force: bool) -> None:
         """Ends the volume's export and waits until it is gone. Idempotent.

@@ -235,6 +235,22 @@ async def test_what_was_acknowledged_outlives_the_death_of_both_daemons(live_set
         assert disk.read(0, 4096) == shadow[:4096]
 
 
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+async def test_a_flush_that_another_daemon_answers_covers_what_the_first_has_acknowledged(
+    live_set: LiveSets, image_format: str
+) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await live.create(format=image_format)
+    await live.start()
+    await live.sets.front(NAME, config_wce_off=True)
+    with guest(live) as disk:
+        assert disk.write(MIB, b"x" * 4096)
+        kill_daemon(live.runtime)
+        await live.start()
+        assert disk.flush()
+        assert disk.read(MIB, 4096) == b"x" * 4096
+
+
 # -- its life
 
 
