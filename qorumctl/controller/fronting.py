@@ -53,7 +53,7 @@ async def stop(context: SetContext, *, force: bool) -> FrontReport:
         _clear(context)
         return FrontReport(set=context.name, changed=was_there, front=None, qemu=[])
     if not force:
-        _refuse_guest(context)
+        _refuse_guest(context, pid)
     await _end(context, pid, wait_s=_FORCED_S if force else context.timeouts.stop_s, force=force)
     return FrontReport(set=context.name, changed=True, front=None, qemu=[])
 
@@ -145,8 +145,8 @@ def _not_up(context: SetContext) -> DaemonGoneError | RefusedError:
     )
 
 
-def _refuse_guest(context: SetContext) -> None:
-    guest = _has_guest(context)
+def _refuse_guest(context: SetContext, pid: int) -> None:
+    guest = _has_guest(context, pid)
     if guest is False:
         return
     told = (
@@ -196,16 +196,18 @@ def _status(context: SetContext, pid: int | None, options: FrontOptions | None) 
     return FrontStatus(
         pid=pid,
         socket=str(context.front.server),
-        guest=False if pid is None else _has_guest(context),
+        guest=False if pid is None else _has_guest(context, pid),
         connected=False if pid is None else _has_volume(context, pid),
         write_through=None if options is None else not options.config_wce_off,
         num_queues=None if options is None else options.num_queues,
     )
 
 
-def _has_guest(context: SetContext) -> bool | None:
+def _has_guest(context: SetContext, pid: int) -> bool | None:
     found = sockets.connections(context.front.server)
-    return None if found is None else any(one.peer for one in found)
+    if found is None or any(one.peer for one in found):
+        return None if found is None else True
+    return sockets.elsewhere(pid)
 
 
 def _has_volume(context: SetContext, pid: int) -> bool | None:

@@ -1,4 +1,8 @@
-"""Who is connected to a unix socket, as the kernel tells it: sock_diag(7), the interface behind `ss -x`."""
+"""Who is connected to a unix socket, as the kernel tells it: sock_diag(7), the interface behind `ss -x`.
+
+It tells of one network namespace, and both ends of a connection are in that of the end that has connected: the one of
+a guest in a container is known only from its server's descriptors (`elsewhere`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ _REQUEST, _DUMP = 0x1, 0x300
 _DONE, _ERROR = 3, 2
 _SHOW_NAME, _SHOW_PEER = 0x1, 0x4
 _NAME, _PEER = 0, 2
-_ESTABLISHED = 1
+_ESTABLISHED, _ANY = 1 << 1, 0xFFFFFFFF
+"""States of a socket."""
 _HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=BBBBIII")
 _TIMEOUT_S = 2.0
@@ -33,9 +38,22 @@ class Connection:
 def connections(path: Path) -> list[Connection] | None:
     """Those whose server's end has this path. None where the kernel does not say: a sandbox, a kernel without it."""
     try:
-        return list(_dump(os.fsencode(path)))
+        return [found for name, found in _dump(_ESTABLISHED) if name == os.fsencode(path)]
     except (OSError, struct.error):
         return None
+
+
+def elsewhere(pid: int) -> bool | None:
+    """Whether a process has a connection that was made in another network namespace; its own are all in ours, and
+    unix sockets. None where nobody says."""
+    try:
+        before = inodes_of(pid)
+        here = {found.inode for _, found in _dump(_ANY)}
+        # Sockets come and go meanwhile.
+        after = inodes_of(pid)
+    except (OSError, struct.error):
+        return None
+    return None if before is None or after is None else bool((before & after) - here)
 
 
 def inodes_of(pid: int) -> set[int] | None:
@@ -52,10 +70,11 @@ def inodes_of(pid: int) -> set[int] | None:
     return found
 
 
-def _dump(path: bytes) -> Iterator[Connection]:
+def _dump(states: int) -> Iterator[tuple[bytes, Connection]]:
+    """Name -> socket."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:
         link.settimeout(_TIMEOUT_S)
-        request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 1 << _ESTABLISHED, 0, _SHOW_NAME | _SHOW_PEER, 0, 0)
+        request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, states, 0, _SHOW_NAME | _SHOW_PEER, 0, 0)
         link.send(_HEADER.pack(_HEADER.size + len(request), _BY_FAMILY, _REQUEST | _DUMP, 1, 0) + request)
         while True:
             data = link.recv(1 << 18)
@@ -66,13 +85,11 @@ def _dump(path: bytes) -> Iterator[Connection]:
                     return
                 if kind == _ERROR or length < _HEADER.size:
                     raise OSError("sock_diag refuses")
-                found = _connection(data[at + _HEADER.size : at + length], path)
-                if found is not None:
-                    yield found
+                yield _connection(data[at + _HEADER.size : at + length])
                 at += length + -length % 4
 
 
-def _connection(message: bytes, path: bytes) -> Connection | None:
+def _connection(message: bytes) -> tuple[bytes, Connection]:
     inode = _MESSAGE.unpack_from(message)[4]
     name, peer, at = b"", 0, _MESSAGE.size
     while at + 4 <= len(message):
@@ -85,4 +102,4 @@ def _connection(message: bytes, path: bytes) -> Connection | None:
         elif kind == _PEER:
             peer = struct.unpack("=I", value)[0]
         at += length + -length % 4
-    return Connection(inode, peer) if name == path else None
+    return name, Connection(inode, peer)

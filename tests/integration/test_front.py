@@ -7,6 +7,7 @@ import json
 import random
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from qorumctl.controller import fronting
+from qorumctl.controller.context import SetContext
+from qorumctl.controller.options import Timeouts
 from qorumctl.daemon import process
 from qorumctl.errors import DaemonGoneError, RefusedError, UsageError
 from qorumctl.model.status import FrontStatus
@@ -284,6 +288,28 @@ async def test_it_is_started_once_and_seen_by_status(live_set: LiveSets) -> None
     assert not (await live.sets.stop_front(NAME)).changed
     assert await front_in_status(live) is None
     assert {path.name for path in live.front.directory.iterdir() if "front" in path.name} == {"front.log"}
+
+
+async def test_a_guest_in_a_network_namespace_of_its_own_is_seen(live_set: LiveSets) -> None:
+    """As in a container: the kernel tells of its connection in that namespace alone."""
+    live = await running(live_set)
+    await live.sets.front(NAME)
+    connect = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(1, flush=True); input()"
+    )
+    command = ["unshare", "--net", sys.executable, "-c", connect, str(live.front.server)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        if not other.stdout.readline():
+            pytest.skip("no network namespace is to be had")
+        # Accepted a moment later.
+        context = SetContext(NAME, live.directories, Timeouts())
+        wait_for(lambda: getattr(fronting.look(context), "guest", False), "the guest's connection")
+        with pytest.raises(RefusedError, match="A guest is connected to the front"):
+            await live.sets.stop_front(NAME)
+        other.stdin.close()
+    assert (await live.sets.stop_front(NAME, force=True)).changed
 
 
 async def test_the_set_is_not_stopped_beneath_it_unless_forced(live_set: LiveSets) -> None:
