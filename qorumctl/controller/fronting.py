@@ -27,7 +27,7 @@ _FORCED_S = 10.0
 async def begin(context: SetContext, options: FrontOptions) -> FrontReport:
     """Starts a front; under its lock. One that runs with the same options is left as it is."""
     _check(options)
-    if (pid := context.front_pid()) is not None:
+    if (pid := await _settled_pid(context)) is not None:
         _refuse_other_options(context, front.options_of(pid), options)
         serving.open_to_guests(context.front, spec := serving.spec_in_force(context), group_of(spec))
         return _report(context, options, changed=False)
@@ -47,7 +47,7 @@ async def begin(context: SetContext, options: FrontOptions) -> FrontReport:
 
 async def stop(context: SetContext, *, force: bool) -> FrontReport:
     """Ends the front; under its lock. RefusedError while a guest is connected, unless `force`."""
-    pid = context.front_pid()
+    pid = await _settled_pid(context, force=force)
     if pid is None:
         was_there = has_died(context)
         _clear(context)
@@ -85,7 +85,7 @@ async def absent(context: SetContext, command: str, *, force: bool = False) -> A
     """For a command after which there may be no front, under the set's lock: none is there, and none is started
     meanwhile. RefusedError where one is, unless `force`, which ends it."""
     with context.front_lock(command):
-        pid = context.front_pid()
+        pid = await _settled_pid(context, force=force)
         if pid is not None and force:
             await _end(context, pid, wait_s=_FORCED_S, force=True)
         elif pid is not None:
@@ -99,6 +99,17 @@ async def absent(context: SetContext, command: str, *, force: bool = False) -> A
 
 
 _FORCED = {"stop": " --force ends it, too, and cuts its guest off.", "restart": " With --force its guest waits."}
+
+
+async def _settled_pid(context: SetContext, *, force: bool = False) -> int | None:
+    """As `serving.settled_pid`; one that is out of reach can still be ended by `force`."""
+    try:
+        return await serving.settled_pid(context, context.front)
+    except RefusedError:
+        strays = process.processes(context.front)
+        if not force or not strays:
+            raise
+        return strays[0]
 
 
 def _check(options: FrontOptions) -> None:

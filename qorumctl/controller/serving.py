@@ -23,7 +23,7 @@ from qorumctl.errors import (
 )
 from qorumctl.files import reason
 from qorumctl.model.spec import SetSpec
-from qorumctl.paths import ensure_private, make_directories
+from qorumctl.paths import check_ours, ensure_private, make_directories
 
 _SETTLING_S = 3.0
 """A daemon listens within some 50 ms of its start."""
@@ -52,13 +52,15 @@ async def end_leftover(context: SetContext) -> None:
         process.clear_runtime(context.runtime)
 
 
-async def settled_pid(context: SetContext) -> int | None:
-    """As `context.pid()`, under the lock; a daemon whose starter was killed a moment ago is waited for.
+async def settled_pid(context: SetContext, paths: DaemonPaths | None = None) -> int | None:
+    """As `context.pid()`, under the lock; a daemon whose starter was killed a moment ago is waited for. `paths`: of
+    another one than the set's own.
 
     RefusedError for one that stays out of reach: its sockets are gone, and guests may still be connected.
     """
-    ends_at_s = time.monotonic() + _SETTLING_S
-    while (pid := context.pid()) is None and (strays := process.processes(context.runtime)):
+    paths, ends_at_s = paths or context.runtime, time.monotonic() + _SETTLING_S
+    check_ours(paths.directory)
+    while (pid := process.find_pid(paths)) is None and (strays := process.processes(paths)):
         if time.monotonic() > ends_at_s:
             raise RefusedError(
                 f"A daemon of {context.name} runs (pid {strays[0]}), but its sockets are gone: nobody can tell whether "

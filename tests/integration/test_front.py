@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qorumctl.controller import fronting
+from qorumctl.controller import fronting, serving
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.options import Timeouts
 from qorumctl.daemon import process
@@ -288,6 +288,23 @@ async def test_it_is_started_once_and_seen_by_status(live_set: LiveSets) -> None
     assert not (await live.sets.stop_front(NAME)).changed
     assert await front_in_status(live) is None
     assert {path.name for path in live.front.directory.iterdir() if "front" in path.name} == {"front.log"}
+
+
+async def test_one_that_is_out_of_reach_is_neither_passed_over_nor_doubled(
+    live_set: LiveSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_SETTLING_S", 0.1)
+    live = await running(live_set)
+    await live.sets.front(NAME)
+    (pid,) = process.processes(live.front)
+    for path in (live.front.pidfile, *live.front.sockets):
+        path.unlink()
+    for refused in (live.sets.front(NAME), live.sets.stop_front(NAME), live.sets.stop(NAME), live.sets.delete(NAME)):
+        with pytest.raises(RefusedError, match=rf"runs \(pid {pid}\), but its sockets are gone"):
+            await refused
+    assert process.processes(live.front) == [pid]
+    await live.sets.stop(NAME, force=True)
+    assert process.processes(live.front) == []
 
 
 async def test_a_guest_in_a_network_namespace_of_its_own_is_seen(live_set: LiveSets) -> None:
