@@ -51,6 +51,11 @@ def test_nothing_found() -> None:
     assert marked(got) == []
 
 
+def test_what_guests_kept_writing_was_not_compared_and_the_map_says_so() -> None:
+    assert "Guests kept writing 4 KiB of it: that was not compared" in made(dossier(report(busy_bytes=4096))).text
+    assert "kept writing" not in made(dossier(report())).text
+
+
 @pytest.mark.parametrize(
     ("findings", "keys", "sentence"),
     [

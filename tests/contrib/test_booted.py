@@ -95,4 +95,6 @@ def test_a_front_lives_under_systemd(booted: Booted) -> None:
     wait_for(lambda: shown(booted, FRONT, "ActiveState") == ["failed"], "systemd")
     assert "ended without being stopped" in good(booted, "qorumctl --json status web01 || true; qorumctl status web01")
     assert booted.run(f"systemctl start {FRONT}").returncode != 0
-    good(booted, f"qorumctl front web01 --stop; systemctl start {FRONT}")
+    good(booted, f"qorumctl front web01 --stop; systemctl start {FRONT}; systemctl stop {FRONT}")
+    assert shown(booted, FRONT, "ActiveState", "Result") == ["inactive", "success"]
+    assert good(booted, "ls /run/qorum/web01 | grep front") == "front.log\n"
