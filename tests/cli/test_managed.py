@@ -18,7 +18,8 @@ from qorumctl.controller.managed import StartOptions, UnitState
 from qorumctl.controller.observer import ScrubControl, Silent
 from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink
-from qorumctl.daemon.runtime import RuntimePaths
+from qorumctl.daemon import process
+from qorumctl.daemon.runtime import FrontPaths, RuntimePaths
 from qorumctl.errors import QorumError, RefusedError, UsageError
 from qorumctl.model.status import Result
 from qorumctl.paths import directories
@@ -152,6 +153,19 @@ async def test_a_set_that_was_started_by_hand_comes_under_its_unit_with_a_restar
     assert (done.command, done.changed, done.warnings) == ("restart", True, [])
     assert f"start {STORAGE}" in systemd.asked
     assert (await systemd.by_hand()).warnings == []
+
+
+@pytest.mark.live
+async def test_a_front_outlasts_a_forced_restart_and_no_forced_stop(systemd: Played, machine: Machine) -> None:
+    await systemd.by_hand()
+    front = (await QuorumSets().front("w")).front
+    assert (await systemd.restart(force=True)).changed
+    again = (await QuorumSets().status(["w"])).sets[0].front
+    assert front is not None
+    assert again is not None
+    assert again.pid == front.pid
+    await managed.stop(QuorumSets(), systemd, "w", force=True)
+    assert process.processes(FrontPaths(machine.runtime / "w")) == []
 
 
 async def test_elsewhere_all_is_as_ever(systemd: Played, monkeypatch: pytest.MonkeyPatch) -> None:
