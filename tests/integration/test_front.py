@@ -117,6 +117,9 @@ async def test_a_guest_reads_and_writes_the_volume(live_set: LiveSets, config_wc
         assert disk.write(0, b"old" * 512)
         shadow[:1536] = b"old" * 512
         assert disk.flush()
+    with guest(live) as disk:
+        # What the last one has asked for stays, and the next one is told.
+        assert disk.wce
     assert all(live.equal_to(shadow).values())
 
 
