@@ -24,6 +24,7 @@ from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ReplaceOptions
 from qorumctl.controller.rejoining import flush_others, outvoted_words
 from qorumctl.controller.returning import Teller
+from qorumctl.daemon import graph
 from qorumctl.daemon.graph import key_of_any_node, next_key
 from qorumctl.errors import CopyError, DaemonError, QorumError, RefusedError
 from qorumctl.model.spec import SetSpec, Source
@@ -123,6 +124,7 @@ class _Replace:
                 )
         self._refuse_other(note)
         self._refuse_too_few()
+        self._refuse_unflushed(self._wanted if note is None else note.source)
         fresh = note is None
         if note is None:
             assert self._wanted is not None
@@ -167,6 +169,22 @@ class _Replace:
             copy=self._name,
             path=source.label,
         )
+
+    def _refuse_unflushed(self, source: Source | None) -> None:
+        """The volume is written through where a copy was a qcow2 at the start (graph.volume_export). One that has come
+        in since is outvoted where it loses writes with the daemon; two would agree on what they have lost."""
+        if source is None or not graph.is_qcow2(source):
+            return
+        others = [copy.name for copy in self._spec.copies if copy.name != self._name and graph.is_qcow2(copy.source)]
+        came_since = [name for name in others if graph.key_number(self._fence.run(self._quorum.children.key(name))) > 1]
+        if came_since and came_since == others:
+            raise RefusedError(
+                f"Copy {', '.join(came_since)} of {self._spec.name} became a qcow2 image while the set ran; with a "
+                "second one, writes that were flushed could be lost if the daemon were killed.",
+                remedy=f"Nothing was changed. Restart {self._spec.name} first, or use a raw image.",
+                set_name=self._spec.name,
+                copy=self._name,
+            )
 
     def _refuse_other(self, note: Replacement | None) -> None:
         if note is not None and self._wanted is not None and self._wanted.label != note.source.label:

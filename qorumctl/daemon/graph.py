@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from typing import assert_never
 
-from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdEndpoint, NbdSource, SetSpec
+from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, NbdEndpoint, NbdSource, SetSpec, Source
 
 QmpArguments = dict[str, object]
 
@@ -158,9 +158,13 @@ def volume_export(copies: Sequence[CopySpec] = ()) -> QmpArguments:
     lie, a daemon that dies takes that with it, and a client that connects again would have its flush answered by the
     next daemon although what it wrote is gone (seen, 7.2: zeros in its place)."""
     arguments = export(VOLUME, FENCE, writable=True)
-    if any(copy.source.format == "qcow2" for copy in copies if isinstance(copy.source, FileSource)):
+    if any(is_qcow2(copy.source) for copy in copies):
         arguments["writethrough"] = True
     return arguments
+
+
+def is_qcow2(source: Source) -> bool:
+    return isinstance(source, FileSource) and source.format == "qcow2"
 
 
 def _access(copy: CopySpec) -> QmpArguments:

@@ -393,6 +393,24 @@ async def test_without_rewriting_and_with_qcow2(live_set: LiveSets, options: dic
     await holds(live, shadow)
 
 
+async def test_a_second_qcow2_waits_for_a_restart(live_set: LiveSets) -> None:
+    """The volume is not written through: what two of them have in memory dies with the daemon, flushed or not."""
+    live = live_set(size_bytes=SIZE)
+    shadow = await running(live)
+    first, second = live.images_dir / "first.qcow2", live.images_dir / "second.qcow2"
+    qcow2 = ReplaceOptions(format="qcow2")
+    assert (await live.sets.replace(NAME, "b", str(first), qcow2)).changed
+    live.sources[1] = str(first)
+    with pytest.raises(RefusedError, match="Copy b of web01 became a qcow2 image while the set ran") as caught:
+        await live.sets.replace(NAME, "c", str(second), qcow2)
+    assert "Restart web01 first, or use a raw image." in str(caught.value)
+    assert not second.exists()
+    await live.sets.restart(NAME)
+    assert (await live.sets.replace(NAME, "c", str(second), qcow2)).changed
+    write(live, shadow)
+    assert (await live.scrub()).outcome == "clean"
+
+
 async def test_damage_in_different_copies_of_one_request_is_not_copied(live_set: LiveSets) -> None:
     live = live_set(size_bytes=SIZE)
     shadow = await running(live)
