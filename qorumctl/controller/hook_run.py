@@ -176,7 +176,9 @@ def _words(code: int | None) -> str | None:
     if code is None:
         return "it does not die"
     if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}"
+        # Those for real-time have numbers alone.
+        known = -code in set(signal.Signals)
+        return f"it was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
     return None if code == 0 else f"it ended with exit code {code}"
 
 

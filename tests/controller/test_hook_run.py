@@ -64,6 +64,7 @@ def test_it_gets_the_document_and_little_else(hook: Hook, short_dir: Path, monke
         ("exit 3", "it ended with exit code 3"),
         ("kill -TERM $$", "it was ended by SIGTERM"),
         ("kill -KILL 0", "it was ended by SIGKILL"),
+        ("kill -40 $$", "it was ended by signal 40"),
         ("true", None),
     ],
 )
