@@ -176,15 +176,19 @@ async def _start_unit(manager: Manager, context: SetContext, options: StartOptio
 
 async def _state(manager: Manager | None, name: str) -> UnitState | None:
     """Of the set's unit; None where systemd is not in charge of it."""
-    if manager is None or not _same(directories(), SERVICE_DIRECTORIES) or _within(storage_unit(name)):
+    if manager is None or _places(directories()) != _places(SERVICE_DIRECTORIES) or _within(storage_unit(name)):
         return None
-    _context(name).spec()
+    context = _context(name)
+    if context.pid() is None:
+        # Before systemd hears of a set that nobody has defined. One that runs can be stopped without.
+        context.spec()
     state = await manager.state(storage_unit(name))
     return state if state.load == "loaded" else None
 
 
-def _same(one: Directories, other: Directories) -> bool:
-    return replace(one, textfile=None) == replace(other, textfile=None)
+def _places(found: Directories) -> tuple[Path, Path, Path]:
+    """Where sets are. Where their metrics go, and which hooks are told, is the units' own affair."""
+    return found.config, found.state, found.runtime
 
 
 def _within(unit: str, cgroups: Path = _CGROUPS) -> bool:

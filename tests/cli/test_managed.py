@@ -20,7 +20,7 @@ from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.daemon import process
 from qorumctl.daemon.runtime import FrontPaths, RuntimePaths
-from qorumctl.errors import QorumError, RefusedError, UsageError
+from qorumctl.errors import DefinitionError, QorumError, RefusedError, UsageError
 from qorumctl.model.status import Result
 from qorumctl.paths import directories
 from tests.cli.conftest import Machine
@@ -29,15 +29,17 @@ STORAGE, WATCH = "qorum-storage@w.service", "qorum-watch@w.service"
 
 
 class Played:
-    """A Manager. `inside`: whether what runs now runs in the unit."""
+    """A Manager. `inside`: whether what runs now runs in the unit. It is active as long as the daemon runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: RuntimePaths) -> None:
+        self._runtime = runtime
         self.load = "loaded"
         self.active = "inactive"
         self.inside = False
         self.asked: list[str] = []
 
     async def state(self, unit: str) -> UnitState:
+        self._see()
         return UnitState(self.load, self.active)
 
     async def start(self, unit: str) -> None:
@@ -48,12 +50,18 @@ class Played:
 
     async def stop(self, unit: str) -> None:
         self.asked.append(f"stop {unit}")
+        self._see()
         if unit == STORAGE and self.active == "active":
             self.active = "inactive"
             await self._run("stop")
 
     async def forget_failures(self, unit: str) -> None:
         self.asked.append(f"reset-failed {unit}")
+
+    def _see(self) -> None:
+        """Without a main process the unit's ExecStop= does nothing."""
+        if process.running_pid(self._runtime) is None:
+            self.active = "inactive"
 
     async def _run(self, command: str) -> None:
         """The ExecStart= and ExecStop= of the unit. What they say goes to the journal."""
@@ -83,7 +91,7 @@ def systemd(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playe
     machine.document("create", "w", *map(str, machine.images.values()), "--cache", "writeback")
     for name in ("QORUM_CONFIG_DIR", "QORUM_STATE_DIR", "QORUM_RUNTIME_DIR"):
         monkeypatch.setenv(name, machine.environment[name])
-    played = Played()
+    played = Played(RuntimePaths(machine.runtime / "w"))
     monkeypatch.setattr(managed, "SERVICE_DIRECTORIES", directories())
     monkeypatch.setattr(managed, "_within", lambda _unit: played.inside)
     yield played
@@ -168,10 +176,22 @@ async def test_a_front_outlasts_a_forced_restart_and_no_forced_stop(systemd: Pla
     assert process.processes(FrontPaths(machine.runtime / "w")) == []
 
 
+@pytest.mark.live
+async def test_a_set_whose_definition_cannot_be_read_can_be_stopped(systemd: Played, machine: Machine) -> None:
+    (machine.directory / "c" / "w.toml").write_text("nonsense")
+    stopped = await managed.stop(QuorumSets(), systemd, "w", force=False)
+    assert (stopped.changed, systemd.asked[-2:]) == (True, [f"stop {STORAGE}", f"stop {WATCH}"])
+    with pytest.raises(DefinitionError):
+        await systemd.by_hand()
+
+
 async def test_elsewhere_all_is_as_ever(systemd: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """None: nobody is asked to start or stop."""
     assert await managed._state(systemd, "w") == UnitState("loaded", "inactive")
     assert await managed._state(None, "w") is None
+    monkeypatch.setenv("QORUM_HOOKS_DIR", "/srv/hooks.d")
+    monkeypatch.setenv("QORUM_TEXTFILE_DIR", "/srv/metrics")
+    assert await managed._state(systemd, "w") == UnitState("loaded", "inactive")
     systemd.load = "not-found"
     assert await managed._state(systemd, "w") is None
     systemd.load, systemd.inside = "loaded", True
