@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import stat
@@ -25,12 +26,14 @@ FILE_NAME = "state.db"
 BUSY_TIMEOUT_S = 10.0
 """Writers are short: a transaction of a scrub takes a few disk flushes. Ten seconds is a disk in trouble."""
 
+_log = logging.getLogger("qorumctl.store")
 _APPLICATION = int.from_bytes(b"Qrum")
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who is told of events. `wants`: whether there is anybody; `wake`: after the commit of one. Neither may raise."""
+    """Who is told of events. `wants`: whether there is anybody; `wake`: after the commit of one. Neither should
+    raise."""
 
     wants: Callable[[], bool]
     wake: Callable[[], None]
@@ -124,7 +127,11 @@ class Database:
             # Only now: what was renamed during the transaction has taken it along.
             self._check_in_place()
         for told in news:
-            told()
+            try:
+                told()
+            except Exception as error:
+                # What is on disk must not look as if it had failed, and the others are to be told all the same.
+                _log.warning("Of what was noted in %s not everybody was told: %r.", self.path, error)
 
     def once_committed(self, told: Callable[[], None]) -> None:
         """By whoever holds a transaction: what is to be done when it is on disk, and not where it is undone; once,

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,25 @@ def kinds(store: Store) -> list[str]:
 
 def begin(store: Store) -> int:
     return store.begin_run("repair", SIZE, None, False, None, os.getpid()).id
+
+
+def test_a_transaction_that_is_on_disk_has_not_failed_whoever_was_to_be_told(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that may begin no thread more raises what is no OSError."""
+    heard: list[str] = []
+
+    def fails() -> None:
+        raise RuntimeError("can't start new thread")
+
+    with closing(Database.open(directory, read_only=False)) as database:
+        with database.write() as connection:
+            connection.execute("INSERT INTO meta VALUES ('x', '1')")
+            database.once_committed(fails)
+            database.once_committed(lambda: heard.append("the log"))
+        assert database.row("SELECT value FROM meta WHERE key = 'x'") is not None
+    assert heard == ["the log"]
+    assert "can't start new thread" in caplog.text
 
 
 def test_a_run_is_told_with_its_findings_and_its_end(told: Store, hooks: Hooks) -> None:
