@@ -6,6 +6,7 @@ it. One that fails comes after those that work, so that it costs them no more th
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ DIRECTORY = "."
 RESTS_S = (1.0, 5.0, 25.0)
 """After a first failure, the next, and the next; then an event is given up. A mail server that is restarted is back
 within them. A hook that has failed at a whole event gets one try for each of the next, until it works again."""
+
+_BREAKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
+"""Control characters, and what ends a line."""
 
 
 def deliver(context: SetContext, *, rests_s: Sequence[float] = RESTS_S) -> bool:
@@ -144,8 +148,9 @@ class _Delivery:
 def run_hook(
     context: SetContext, path: Path, document: HookEvent, stopping: Stopping | None = None
 ) -> hook_run.Outcome:
-    """Once. `text` begins with the set's name: it is the subject of a mail."""
-    told = document.model_copy(update={"text": f"{context.name}: {document.text}"})
+    """Once. `text` begins with the set's name, and is one line whatever a server or QEMU has worded: it is the subject
+    of a mail."""
+    told = document.model_copy(update={"text": f"{context.name}: {_BREAKS.sub(' ', document.text)}"})
     text = told.model_dump_json(by_alias=True) + "\n"
     limit_s = context.timeouts.hook_s
     keys = {"set_name": context.name, "event": str(document.event)}

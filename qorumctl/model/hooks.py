@@ -38,7 +38,7 @@ class HookEvent(Document):
     set: str
     time: str
     event: HookEventKind
-    text: str = Field(description="one sentence")
+    text: str = Field(description="one sentence, on one line")
     run: int | None = Field(None, description="of finding, more-findings, run-finished")
     finding: FindingDocument | None = Field(None, description="told again, with the same id, where its action changes")
     summary: RunSummary | None = Field(None, description="of run-finished: as in history")

@@ -54,14 +54,14 @@ class Place:
         path.chmod(mode)
         return path
 
-    def tell(self, count: int = 1) -> None:
-        """`copy-detached`, with a number each."""
+    def tell(self, count: int = 1, *, detail: str | None = None) -> None:
+        """`copy-detached`, with a number each, or with `detail`."""
         with self.context.store() as store:
             # Nobody is woken: the test delivers.
             store._database.listener = type(store._database.listener)(lambda: True, lambda: None)
             for _ in range(count):
                 self.told += 1
-                store.note_entry("b", Entry.DETACHED, detail=str(self.told))
+                store.note_entry("b", Entry.DETACHED, detail=detail or str(self.told))
 
     told = 0
 
@@ -115,6 +115,16 @@ def test_each_hook_gets_each_event_in_order(place: Place) -> None:
     assert (place.took("10-a"), place.took("20-b")) == ([1, 2, 3], [1, 2, 3])
     assert (place.place / "order").read_text().split() == ["10-a", "20-b"] * 3
     assert (place.waiting(), place.failures(), place.deliver()) == (0, {}, False)
+
+
+def test_what_others_have_worded_is_one_line_in_the_text(place: Place) -> None:
+    """It is the subject of a mail: a storage server's message must not end that header."""
+    place.hook("10-keep", "cat > $D/in")
+    place.tell(detail="it said:\r\nX-Other: 1\u2028\x1b[2Jfar")
+    place.deliver()
+    told = json.loads((place.place / "in").read_text())
+    assert told["text"] == "web01: copy b was detached: it said: X-Other: 1 [2Jfar."
+    assert told["detail"] == "it said:\r\nX-Other: 1\u2028\x1b[2Jfar"
 
 
 def test_one_that_fails_is_tried_again_and_then_told_of(place: Place) -> None:
