@@ -216,9 +216,9 @@ class Errand:
 
     def __enter__(self) -> Errand:
         try:
-            self._answer.unlink(missing_ok=True)
             self._descriptor = open_private(self._request, os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._answer.unlink(missing_ok=True)
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, self._text.encode())
         except OSError as error:

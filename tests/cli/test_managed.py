@@ -20,7 +20,7 @@ from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.daemon import process
 from qorumctl.daemon.runtime import FrontPaths, RuntimePaths
-from qorumctl.errors import DefinitionError, QorumError, RefusedError, UsageError
+from qorumctl.errors import DefinitionError, QorumError, RefusedError, StoreError, UsageError
 from qorumctl.model.status import Result
 from qorumctl.paths import directories
 from tests.cli.conftest import Machine
@@ -211,6 +211,17 @@ async def test_an_errand_of_somebody_who_waits_no_longer_counts_for_nothing(syst
         answer(Result(set="w", command="start", changed=True))
     assert not request.with_name("unit.answer").exists()
     request.unlink()
+
+
+async def test_a_second_errand_is_refused_and_takes_no_answer_from_the_first(systemd: Played, machine: Machine) -> None:
+    context = managed._context("w")
+    with managed.Errand(context, "start", {}) as first:
+        systemd.inside = True
+        with managed._asked("w", "start") as (_, answer):
+            answer(Result(set="w", command="start", changed=True))
+        with pytest.raises(StoreError, match="another command"), managed.Errand(context, "start", {}):
+            pass
+    assert first.outcome() == Result(set="w", command="start", changed=True)
 
 
 async def test_a_name_that_makes_no_sense_reaches_nobody(systemd: Played) -> None:
