@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,13 @@ def shown(booted: Booted, unit: str, *names: str) -> list[str]:
     return [good(booted, f"systemctl show --value -p {name} {unit}").strip() for name in names]
 
 
+def heard_by_a_hook(booted: Booted, last: str) -> list[dict[str, Any]]:
+    """What it was told, once that ends with an event `last`."""
+    lines = good(booted, "cat /var/lib/qorum/told || true").splitlines(keepends=True)
+    heard = [json.loads(line) for line in lines if line.endswith("\n")]
+    return heard if heard and heard[-1]["event"] == last else []
+
+
 @pytest.mark.timeout(600)
 def test_a_set_lives_under_systemd(booted: Booted) -> None:
     good(booted, "systemd-sysusers; systemd-tmpfiles --create qorum.conf; systemctl daemon-reload; chown qorum: /srv/?")
@@ -52,6 +60,8 @@ def test_a_set_lives_under_systemd(booted: Booted) -> None:
 
     good(booted, "head -c 16M /dev/urandom | nbdcopy - $(qorumctl attach web01 --as uri)")
     good(booted, "dd if=/dev/zero of=/srv/b/w bs=512 seek=128 count=8 conv=notrunc,fsync status=none")
+    hook = "/etc/qorum/hooks.d/10-keep"
+    good(booted, f"printf '#!/bin/sh\\ncat >>/var/lib/qorum/told' >{hook}; chmod 755 {hook}")
     good(booted, f"systemctl start {SCRUB}")
     assert shown(booted, SCRUB, "Result", "ExecMainStatus") == ["success", "3"]
     (finding,) = json.loads(good(booted, "qorumctl --json report web01"))["findings"]
@@ -62,6 +72,10 @@ def test_a_set_lives_under_systemd(booted: Booted) -> None:
     assert [told[f"QORUM_{field}"] for field in ("COPY", "OFFSET", "LENGTH", "ACTION")] == [
         "b", str(finding["offset"]), str(finding["length"]), "repaired",
     ]  # fmt: skip
+    heard = wait_for(lambda: heard_by_a_hook(booted, "run-finished"), "the hook", deadline_s=60)
+    assert [event["event"] for event in heard] == ["finding", "run-finished"]
+    assert heard[0]["finding"] == finding
+    assert shown(booted, "qorum-hooks@web01.service", "Result", "User") == ["success", "qorum"]
 
     good(booted, "qorumctl restart web01")
     assert shown(booted, STORAGE, "ActiveState", "NRestarts") == ["active", "0"]
