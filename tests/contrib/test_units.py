@@ -305,6 +305,8 @@ def test_the_hook_that_mails(tmp_path: Path, event: dict[str, object], mailed: b
 def test_hooks_are_run_outside_of_the_confined_units() -> None:
     for unit in ("qorum-scrub@.service", "qorum-watch@.service", "qorum-storage@.service"):
         assert f"{BY_UNIT}=1" in setting(unit, "Environment")
+        # Whoever leaves the file sees to it that somebody looks: the daemon may have been begun by hand, or long ago.
+        assert "qorum-hooks@%i.path" in " ".join(setting(unit, "Wants")).split()
     assert setting("qorum-hooks@.service", "Environment") == []
     assert setting("qorum-hooks@.path", "PathExists") == [f"/var/lib/qorum/%i/{PENDING_NAME}"]
     assert setting("qorum-hooks@.service", "ExecStartPre") == [f"/bin/rm -f /var/lib/qorum/%i/{PENDING_NAME}"]
