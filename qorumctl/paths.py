@@ -29,6 +29,11 @@ class Directories:
     textfile: Path | None = None
     hooks: Path | None = None
 
+    @property
+    def places(self) -> tuple[Path, Path, Path]:
+        """Where sets are. Where their metrics go, and which hooks are told, is another matter."""
+        return self.config, self.state, self.runtime
+
     def definition_path(self, name: str) -> Path:
         return self.config / f"{_checked(name)}.toml"
 

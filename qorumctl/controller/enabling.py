@@ -135,7 +135,7 @@ def disable(context: SetContext, systemd: Systemd) -> Result:
 
 
 def _check_directories(context: SetContext, systemd: Systemd) -> None:
-    if _places(context.directories) != _places(systemd.directories):
+    if context.directories.places != systemd.directories.places:
         raise RefusedError(
             f"The units look for sets in {systemd.directories.config}, and not in {context.directories.config}.",
             remedy="Unset QORUM_CONFIG_DIR, QORUM_STATE_DIR and QORUM_RUNTIME_DIR. Nothing was changed.",
@@ -149,10 +149,6 @@ def _check_directories(context: SetContext, systemd: Systemd) -> None:
             f"has made must be given to {SERVICE_USER}: see docs/operations.md. Nothing was changed.",
             set_name=context.name,
         )
-
-
-def _places(directories: Directories) -> tuple[Path, Path, Path]:
-    return directories.config, directories.state, directories.runtime
 
 
 def _advice(systemd: Systemd, name: str, pid: int | None) -> list[str]:

@@ -29,7 +29,7 @@ from qorumctl.controller.units import storage_unit, watch_unit
 from qorumctl.errors import QorumError, StoreError
 from qorumctl.files import open_private, read_bounded, reason, write_atomically
 from qorumctl.model.status import ErrorReport, Result
-from qorumctl.paths import SERVICE_DIRECTORIES, Directories, directories
+from qorumctl.paths import SERVICE_DIRECTORIES, directories
 
 _REQUEST = "unit.request"
 _ANSWER = "unit.answer"
@@ -176,7 +176,7 @@ async def _start_unit(manager: Manager, context: SetContext, options: StartOptio
 
 async def _state(manager: Manager | None, name: str) -> UnitState | None:
     """Of the set's unit; None where systemd is not in charge of it."""
-    if manager is None or _places(directories()) != _places(SERVICE_DIRECTORIES) or _within(storage_unit(name)):
+    if manager is None or directories().places != SERVICE_DIRECTORIES.places or _within(storage_unit(name)):
         return None
     context = _context(name)
     if context.pid() is None:
@@ -184,11 +184,6 @@ async def _state(manager: Manager | None, name: str) -> UnitState | None:
         context.spec()
     state = await manager.state(storage_unit(name))
     return state if state.load == "loaded" else None
-
-
-def _places(found: Directories) -> tuple[Path, Path, Path]:
-    """Where sets are. Where their metrics go, and which hooks are told, is the units' own affair."""
-    return found.config, found.state, found.runtime
 
 
 def _within(unit: str, cgroups: Path = _CGROUPS) -> bool:

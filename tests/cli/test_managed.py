@@ -178,6 +178,7 @@ async def test_a_front_outlasts_a_forced_restart_and_no_forced_stop(systemd: Pla
 
 @pytest.mark.live
 async def test_a_set_whose_definition_cannot_be_read_can_be_stopped(systemd: Played, machine: Machine) -> None:
+    await systemd.by_hand()
     (machine.directory / "c" / "w.toml").write_text("nonsense")
     stopped = await managed.stop(QuorumSets(), systemd, "w", force=False)
     assert (stopped.changed, systemd.asked[-2:]) == (True, [f"stop {STORAGE}", f"stop {WATCH}"])
