@@ -76,6 +76,14 @@ def test_a_set_lives_under_systemd(booted: Booted) -> None:
     assert [event["event"] for event in heard] == ["finding", "run-finished"]
     assert heard[0]["finding"] == finding
     assert shown(booted, "qorum-hooks@web01.service", "Result", "User") == ["success", "qorum"]
+    (status,) = json.loads(good(booted, "qorumctl --json status web01"))["sets"]
+    assert (status["state"], status["last_scrub"]["outcome"], status["unrepaired"]) == ("healthy", "repaired", 0)
+    assert [(copy["name"], copy["repaired"]) for copy in status["copies"]] == [("a", 0), ("b", 1), ("c", 0)]
+    metrics = good(booted, "qorumctl metrics web01").splitlines()
+    assert 'qorum_scrub_repaired_findings_total{copy="b",set="web01"} 1.0' in metrics
+    assert 'qorum_set_unrepaired_findings{set="web01"} 0.0' in metrics
+    page = good(booted, "qorumctl report web01 --html -")
+    assert f"<code>{finding['offset']}:{finding['length']}</code>" in page
 
     good(booted, "qorumctl restart web01")
     assert shown(booted, STORAGE, "ActiveState", "NRestarts") == ["active", "0"]
