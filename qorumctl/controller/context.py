@@ -15,7 +15,7 @@ from pathlib import Path
 from qorumctl import definitions
 from qorumctl.controller import waking
 from qorumctl.controller.options import Timeouts
-from qorumctl.daemon import process
+from qorumctl.daemon import graph, process
 from qorumctl.daemon.client import Monitor, suspended
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.daemon.runtime import FrontPaths, RuntimePaths
@@ -38,6 +38,7 @@ from qorumctl.store.replacing import Replacement
 
 _RUNNING_DEFINITION = "running.definition"
 _UNCOMPARED = "uncompared"
+_WRITTEN_THROUGH = "written-through"
 _SERVED = "volume.served"
 _LOCK_POLL_S = 0.02
 
@@ -115,6 +116,14 @@ class SetContext:
         store.set_meta(_RUNNING_DEFINITION, None if spec is None else spec.model_dump_json())
         if spec is not None:
             store.outbox.forget_daemon_gone()
+
+    def note_written_through(self, store: Store, spec: SetSpec) -> None:
+        """Of the volume that is about to be exported."""
+        store.set_meta(_WRITTEN_THROUGH, "yes" if graph.writes_through(spec.copies) else None)
+
+    def written_through(self, store: Store) -> bool:
+        """Whether the volume that is exported is known to be: not an older version's, nor one whose record was lost."""
+        return store.meta(_WRITTEN_THROUGH) is not None
 
     def tell_if_died(self, store: Store, pid: int | None) -> None:
         """To the hooks, once: a daemon that nobody has stopped is gone."""

@@ -173,14 +173,13 @@ class _Replace:
     def _refuse_unflushed(self, source: Source | None) -> None:
         """The volume is written through where a copy was a qcow2 at the start (graph.volume_export). One that has come
         in since is outvoted where it loses writes with the daemon; two would agree on what they have lost."""
-        if source is None or not graph.is_qcow2(source):
+        if source is None or not graph.is_qcow2(source) or self._context.written_through(self._store):
             return
         others = [copy.name for copy in self._spec.copies if copy.name != self._name and graph.is_qcow2(copy.source)]
-        came_since = [name for name in others if graph.key_number(self._fence.run(self._quorum.children.key(name))) > 1]
-        if came_since and came_since == others:
+        if others:
             raise RefusedError(
-                f"Copy {', '.join(came_since)} of {self._spec.name} became a qcow2 image while the set ran; with a "
-                "second one, writes that were flushed could be lost if the daemon were killed.",
+                f"Copy {', '.join(others)} of {self._spec.name} is a qcow2 image, and nothing says that its volume is "
+                "written through; with one more, writes that were flushed could be lost if the daemon were killed.",
                 remedy=f"Nothing was changed. Restart {self._spec.name} first, or use a raw image.",
                 set_name=self._spec.name,
                 copy=self._name,

@@ -124,6 +124,7 @@ async def _start(
         with context.store() as store:
             # On record before the export: what a killed stop has withdrawn was served all the same.
             context.note_served(store, True)
+            context.note_written_through(store, spec)
         attempt.guests_let_in = True
         await quorum.export_volume()
     telling.started(spec.name)

@@ -158,9 +158,14 @@ def volume_export(copies: Sequence[CopySpec] = ()) -> QmpArguments:
     lie, a daemon that dies takes that with it, and a client that connects again would have its flush answered by the
     next daemon although what it wrote is gone (seen, 7.2: zeros in its place)."""
     arguments = export(VOLUME, FENCE, writable=True)
-    if any(is_qcow2(copy.source) for copy in copies):
+    if writes_through(copies):
         arguments["writethrough"] = True
     return arguments
+
+
+def writes_through(copies: Sequence[CopySpec]) -> bool:
+    """Whether the volume of such a set does."""
+    return any(is_qcow2(copy.source) for copy in copies)
 
 
 def is_qcow2(source: Source) -> bool:

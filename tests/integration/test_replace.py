@@ -401,10 +401,14 @@ async def test_a_second_qcow2_waits_for_a_restart(live_set: LiveSets) -> None:
     qcow2 = ReplaceOptions(format="qcow2")
     assert (await live.sets.replace(NAME, "b", str(first), qcow2)).changed
     live.sources[1] = str(first)
-    with pytest.raises(RefusedError, match="Copy b of web01 became a qcow2 image while the set ran") as caught:
-        await live.sets.replace(NAME, "c", str(second), qcow2)
-    assert "Restart web01 first, or use a raw image." in str(caught.value)
-    assert not second.exists()
+    for _ in range(2):
+        with pytest.raises(RefusedError, match=r"Copy b of web01 .* a qcow2 image") as caught:
+            await live.sets.replace(NAME, "c", str(second), qcow2)
+        assert "Restart web01 first, or use a raw image." in str(caught.value)
+        assert not second.exists()
+        # Opened anew, the copy's nodes are called as if it had been there from the start.
+        await live.sets.detach(NAME, "b")
+        await live.sets.rejoin(NAME, "b")
     await live.sets.restart(NAME)
     assert (await live.sets.replace(NAME, "c", str(second), qcow2)).changed
     write(live, shadow)
