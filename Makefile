@@ -41,7 +41,7 @@ check: ## ruff, mypy, drift of schemas and man pages, import direction
 
 test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote' the tests)
 	@.ci/setup test
-	$(PYTHON) -m pytest $(TEST_JOBS) $(TEST_ARGS)
+	QORUM_TEST_LIBBLKIO=$$(.ci/libblkio || true) $(PYTHON) -m pytest $(TEST_JOBS) $(TEST_ARGS)
 
 soak: ## attack every promise for ten minutes (SOAK_ARGS='--minutes 60') and print the table of docs/safety.md
 	@.ci/setup test

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qorumctl.copies import blkio
 from qorumctl.daemon.runtime import RuntimePaths
 from tests.attack import Attack
 from tests.live import SIZE, Daemons, NbdServer
@@ -56,6 +57,19 @@ def short_dir() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="q", dir="/tmp"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """libblkio can be used, by this process and those that it starts."""
+    if (path := os.environ.get(blkio.VARIABLE) or os.environ.get("QORUM_TEST_LIBBLKIO")) is not None:
+        monkeypatch.setenv(blkio.VARIABLE, path)
+    blkio.forget()
+    if (why_not := blkio.why_not()) is not None:
+        pytest.skip(f"no shared memory here: {why_not}")
+    yield
+    monkeypatch.undo()
+    blkio.forget()
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # unless it comes with Python.
 OWNERS: dict[str, set[str]] = {
     "qemu": {"daemon.client"},
+    "cffi": {"copies.blkio"},
     "nbd": {"copies"},
     "prometheus_client": {"controller.metrics"},
     "jinja2": {"cli.page"},

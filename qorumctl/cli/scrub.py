@@ -78,10 +78,6 @@ def _options(
 
     if report_only and repair:
         raise UsageError("--report and --repair exclude each other.", remedy="Give one of them, or neither.")
-    if transport == "shm":
-        raise UsageError(
-            "This build cannot read copies through shared memory.", remedy="Leave --transport out, or use nbd."
-        )
     return ScrubOptions(
         mode="report" if report_only else "repair" if repair else None,
         within=None if within is None else parse_range(within),

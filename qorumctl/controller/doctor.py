@@ -20,6 +20,7 @@ from pathlib import Path
 from qorumctl.controller.background import in_thread
 from qorumctl.controller.drain_probe import DRAIN, WATCH, probe, temporary_daemon
 from qorumctl.controller.storage_probe import examine_storage
+from qorumctl.copies import blkio
 from qorumctl.daemon import process
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.features import missing_features
@@ -50,6 +51,7 @@ async def examine(directories: Directories, *, path: Path | None) -> DoctorRepor
     items = [
         *await _daemon_items(),
         await _look("libnbd", _libnbd),
+        await _look("shared memory", _shared_memory),
         *await _looks("storage", lambda: examine_storage(path or _existing(directories.state))),
         await _look("file descriptors", _descriptors),
         await _look("definitions", lambda: _directory("definitions", directories.config, "QORUM_CONFIG_DIR")),
@@ -155,6 +157,17 @@ def _libnbd() -> CheckItem:
         )
         return _bad("libnbd", f"Python's nbd module cannot be loaded: {error}", remedy)
     return CheckItem(subject="libnbd", ok=True, detail=f"version {version}")
+
+
+def _shared_memory() -> CheckItem:
+    """Scrubs do without it, slower."""
+    why_not = blkio.why_not()
+    detail = (
+        "libblkio is there: scrubs read the copies through memory that the daemon shares"
+        if why_not is None
+        else f"{why_not}: scrubs read the copies over NBD; docs/performance.md tells how to make them faster"
+    )
+    return CheckItem(subject="shared memory", ok=True, detail=detail)
 
 
 def _descriptors() -> CheckItem:

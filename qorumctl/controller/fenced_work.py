@@ -14,6 +14,7 @@ from qorumctl.controller.context import SetContext
 from qorumctl.controller.live import in_a_thread, reached
 from qorumctl.controller.observer import ScrubControl
 from qorumctl.controller.returning import Teller
+from qorumctl.copies.base import CopyReader
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
@@ -33,7 +34,7 @@ class Bench:
     store: Store
     fence: LiveFence
     teller: Teller
-    readers: list[NbdCopy] = field(default_factory=list)
+    readers: list[CopyReader] = field(default_factory=list)
 
     def reader(self, stack: ExitStack, name: str) -> NbdCopy:
         """Of a copy's export, for as long as `stack` stands."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import ParamSpec, TypeVar
 
 from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import ScrubControl, StopReason
-from qorumctl.copies.nbd import NbdCopy
+from qorumctl.controller.options import Transport
+from qorumctl.controller.transport import connected
+from qorumctl.copies.base import CopyReader
 from qorumctl.core.ranges import SECTOR_BYTES, Range
-from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.model.spec import SetSpec
 
@@ -35,10 +36,15 @@ async def in_a_thread(control: ScrubControl, work: Callable[P, T], *arguments: P
 
 @contextmanager
 def reached(
-    context: SetContext, spec: SetSpec, quorum: QuorumSet, loop: asyncio.AbstractEventLoop, names: Sequence[str] = ()
-) -> Iterator[tuple[LiveFence, list[NbdCopy]]]:
+    context: SetContext,
+    spec: SetSpec,
+    quorum: QuorumSet,
+    loop: asyncio.AbstractEventLoop,
+    names: Sequence[str] = (),
+    transport: Transport = "nbd",
+) -> Iterator[tuple[LiveFence, list[CopyReader]]]:
     """Of a running set: the fence, and a reader of each named copy. At the end all connections are closed."""
-    readers: list[NbdCopy] = []
+    readers: list[CopyReader] = []
 
     def hang_up() -> None:
         for reader in readers:
@@ -50,26 +56,19 @@ def reached(
 
     socket, timeouts = context.runtime.nbd_sock, context.timeouts
     fence = LiveFence(quorum, loop, socket, timeouts, spec.size, hang_up, sign_of_life)
-    try:
-        _connect(context, names, readers)
+    with connected(context, spec, loop, names, transport, readers), closing(fence):
         yield fence, readers
-    finally:
-        fence.close()
-        hang_up()
 
 
 @contextmanager
-def at_rest(context: SetContext, names: Sequence[str]) -> Iterator[tuple[QuietFence, list[NbdCopy]]]:
+def at_rest(
+    context: SetContext,
+    spec: SetSpec,
+    loop: asyncio.AbstractEventLoop,
+    names: Sequence[str],
+    transport: Transport = "nbd",
+) -> Iterator[tuple[QuietFence, list[CopyReader]]]:
     """As `reached`, of copies that were opened read-only and that nobody writes to."""
-    readers: list[NbdCopy] = []
-    try:
-        _connect(context, names, readers)
+    readers: list[CopyReader] = []
+    with connected(context, spec, loop, names, transport, readers):
         yield QuietFence(), readers
-    finally:
-        for reader in readers:
-            reader.close()
-
-
-def _connect(context: SetContext, names: Sequence[str], readers: list[NbdCopy]) -> None:
-    for name in names:
-        readers.append(NbdCopy(name, context.runtime.nbd_sock, copy_node(name), timeout_s=context.timeouts.copy_s))

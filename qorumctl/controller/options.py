@@ -62,6 +62,10 @@ def _seconds(name: str, text: str) -> float:
     return value
 
 
+Transport = Literal["auto", "shm", "nbd"]
+"""How copies are read: through shared memory, over NBD, or the faster of what there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScrubOptions:
     """`mode` None: what the set's policy says. `fresh`: forget an unfinished run instead of resuming it.
@@ -73,7 +77,7 @@ class ScrubOptions:
     rate_bytes_per_s: int | None = None
     fresh: bool = False
     thorough: bool = False
-    transport: Literal["auto", "shm", "nbd"] = "auto"
+    transport: Transport = "auto"
     count_suspects: bool = False
 
 

@@ -25,8 +25,6 @@ _log = logging.getLogger("qorumctl.scrub")
 
 async def scrub(context: SetContext, options: ScrubOptions, observer: Observer, control: ScrubControl) -> ScrubReport:
     """Under the set's lock. Resumes an unfinished run of the same kind, or begins a new one."""
-    if options.transport == "shm":
-        raise UsageError("Reading through shared memory is not available.", remedy="Use --transport nbd, or auto.")
     running = context.pid() is not None
     await succession.settle_leftovers(context)
     spec = serving.spec_in_force(context) if running else context.spec()
@@ -73,10 +71,11 @@ async def _scrub_stopped(
     record.secure_aloud(context, spec, who)
     with context.store() as store:
         unclean = who.unclean or context.uncompared(store) or context.died(store)
-    job = scrubbing.ScrubJob(spec, "report", options, None, Cause.UNCLEAN_SHUTDOWN if unclean else None)
     serving.prepare_directories(context)
     async with serving.rolled_back(context) as monitor:
         quorum = context.quorum(spec, monitor)
+        cause = Cause.UNCLEAN_SHUTDOWN if unclean else None
+        job = scrubbing.ScrubJob(spec, "report", options, quorum, cause, at_rest=True)
         await quorum.open_copies(read_only=True)
         await quorum.check_lengths()
         report = await scrubbing.run(context, job, observer, control)

@@ -21,7 +21,6 @@ from qorumctl.controller.options import ScrubOptions
 from qorumctl.controller.returning import WallClock
 from qorumctl.controller.rewriting import Rewriting
 from qorumctl.copies.base import CopyReader
-from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Cause, Checkpoint, Finding
 from qorumctl.core.progress import Progress
 from qorumctl.core.ranges import Range
@@ -43,13 +42,14 @@ _ASK_EVERY_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ScrubJob:
-    """One run to carry out on an assembled set (`quorum` given) or on copies opened read-only (None)."""
+    """One run to carry out: on an assembled set, or on copies opened read-only (`at_rest`)."""
 
     spec: SetSpec
     mode: Mode
     options: ScrubOptions
-    quorum: QuorumSet | None
+    quorum: QuorumSet
     cause: Cause | None = None
+    at_rest: bool = False
     recovery: bool = False
     """Before guests are let in."""
     away: frozenset[str] = frozenset()
@@ -64,10 +64,7 @@ class ScrubJob:
         """Whether a copy may be taken out to mend it: not before guests are let in, and not while nothing has compared
         the copies since an unclean stop."""
         return (
-            self.quorum is not None
-            and self.mode == self.spec.policy == "repair"
-            and not self.recovery
-            and self.cause is None
+            not self.at_rest and self.mode == self.spec.policy == "repair" and not self.recovery and self.cause is None
         )
 
     def stale(self, store: Store) -> frozenset[str]:
@@ -105,8 +102,8 @@ def _run(
         watcher.note_scrubbing(store)
         try:
             reason = _engine(context, job, store, record, supervisor, loop)
-            if reason is None and job.quorum is not None and job.rewrites:
-                reason = _rewrite(context, job, job.quorum, store, record.id, supervisor, control, loop)
+            if reason is None and job.rewrites:
+                reason = _rewrite(context, job, store, record.id, supervisor, control, loop)
         except QorumError as error:
             # Where that cannot be noted either, the run reads as cut off: it can be resumed all the same.
             with contextlib.suppress(StoreError):
@@ -132,7 +129,6 @@ def _run(
 def _rewrite(
     context: SetContext,
     job: ScrubJob,
-    quorum: QuorumSet,
     store: Store,
     run_id: int,
     supervisor: _Supervisor,
@@ -142,7 +138,7 @@ def _rewrite(
     """All was compared: what the engine could not repair. The run has not ended: interrupted, it is resumed here."""
     suspects.clear_compared(store, job.spec, run_id)
     stale = partial(job.stale, store)
-    work = Rewriting(context, job.spec, quorum, loop, store, run_id, job.copies, stale, supervisor, control)
+    work = Rewriting(context, job.spec, job.quorum, loop, store, run_id, job.copies, stale, supervisor, control)
     return work.run()
 
 
@@ -156,12 +152,11 @@ def _engine(
 ) -> StopReason | None:
     journal = _TellingJournal(store.journal(record.id), job.spec.name, supervisor)
     with _copies_and_fence(context, job, loop) as (fence, readers):
-        wards: Sequence[CopyReader] = readers
         while True:
             plan = supervisor.follow(_plan(job, store, record))
             if plan.stale:
                 store.note_uncounted(record.id, plan.stale.union(record.parameters.get("uncounted", ())))
-            reason = Scrub(wards, fence, journal, supervisor, WallClock(), plan).run()
+            reason = Scrub(readers, fence, journal, supervisor, WallClock(), plan).run()
             if reason is not StopReason.REPLAN:
                 return reason
             record = store.run(record.id) or record
@@ -169,10 +164,10 @@ def _engine(
 
 def _copies_and_fence(
     context: SetContext, job: ScrubJob, loop: asyncio.AbstractEventLoop
-) -> AbstractContextManager[tuple[LiveFence | QuietFence, list[NbdCopy]]]:
-    if job.quorum is None:
-        return at_rest(context, job.copies)
-    return reached(context, job.spec, job.quorum, loop, job.copies)
+) -> AbstractContextManager[tuple[LiveFence | QuietFence, list[CopyReader]]]:
+    if job.at_rest:
+        return at_rest(context, job.spec, loop, job.copies, job.options.transport)
+    return reached(context, job.spec, job.quorum, loop, job.copies, job.options.transport)
 
 
 def _record(store: Store, job: ScrubJob) -> RunRecord:
@@ -209,7 +204,7 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
         size_bytes=job.spec.size,
         threshold=job.spec.threshold,
         repair=job.mode == "repair",
-        rewriting=job.quorum is not None and job.spec.policy == "repair",
+        rewriting=not job.at_rest and job.spec.policy == "repair",
         within=job.options.within or Range(0, job.spec.size),
         now=now,
         thorough=job.options.thorough,

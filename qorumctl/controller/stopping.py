@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from qorumctl import identity
-from qorumctl.controller import record, succession, suspects, telling, watcher
+from qorumctl.controller import record, succession, suspects, telling, transport, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import KILLED_S, settled_pid, spec_in_force
 from qorumctl.controller.withdrawal import withdraw_and_flush
@@ -22,6 +24,9 @@ from qorumctl.model.status import Result, SetState
 async def stop(context: SetContext, *, force: bool) -> Result:
     """Withdraws the volume, drains, flushes, ends the daemon; under the set's lock. A stopped set is left as it is."""
     pid = await settled_pid(context)
+    with contextlib.suppress(QorumError):
+        # Of a scrub that was killed.
+        await transport.end_reader(context)
     if pid is None:
         await watcher.dismiss(context)
         return _stopped_already(context)

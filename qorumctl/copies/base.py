@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from qorumctl.core.ranges import SECTOR_BYTES, Range, between, coalesce
 from qorumctl.core.vote import Observation
@@ -19,16 +19,26 @@ CHUNK_BYTES = 1 << 20
 three copies, and costs a thirtieth of the memory."""
 
 
+Memory: TypeAlias = Any
+"""What a buffer is (collections.abc.Buffer, from Python 3.12 on): a bytearray, or memory that a daemon shares."""
+
+
 @dataclass(slots=True)
 class Chunk:
     """A piece of a bulk read. `data` has the range's length and is only valid until the next chunk is asked for.
 
+    Chunks of readers of one kind compare by memcmp; the memory of two kinds is never equal, whatever it holds.
     `failed`: the copy answered this read with an I/O error; `data` then means nothing.
     """
 
     range: Range
-    data: bytearray
+    data: Memory
     failed: bool = False
+
+    def observation(self) -> Observation:
+        """To be voted on: what it says, as bytes that slices of others can be compared with."""
+        data = self.data if isinstance(self.data, bytearray) else bytearray(self.data)
+        return Observation(data, (between(0, self.range.length),) if self.failed else ())
 
 
 class CopyReader(Protocol):

@@ -146,7 +146,7 @@ def clear_runtime(paths: DaemonPaths) -> None:
             remedy=paths.stop_first,
             path=str(paths.directory),
         )
-    for path in (*paths.sockets, paths.pidfile):
+    for path in (*paths.sockets, *paths.transient, paths.pidfile):
         try:
             mode = path.lstat().st_mode
             if not stat.S_ISSOCK(mode) and path != paths.pidfile:

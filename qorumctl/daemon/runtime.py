@@ -57,6 +57,11 @@ class DaemonPaths(ABC):
     def sockets(self) -> tuple[Path, ...]:
         return (*self.monitors.values(), self.server)
 
+    @property
+    def transient(self) -> list[Path]:
+        """Further sockets that are there now."""
+        return []
+
     def check(self) -> None:
         """RefusedError when a socket's path is longer than the kernel allows."""
         longest = max(self.sockets, key=lambda path: len(os.fsencode(path)))

@@ -57,11 +57,8 @@ class Scanner:
                 at = chunks[0].range
                 first = chunks[0].data
                 if any(chunk.failed or chunk.data != first for chunk in chunks):
-                    observations = {
-                        reader.name: Observation(chunk.data, (between(0, at.length),) if chunk.failed else ())
-                        for reader, chunk in zip(self._readers, chunks, strict=True)
-                    }
-                    self._note(segment, at, observations)
+                    pairs = zip(self._readers, chunks, strict=True)
+                    self._note(segment, at, {reader.name: chunk.observation() for reader, chunk in pairs})
                     for reader, chunk in zip(self._readers, chunks, strict=True):
                         if chunk.failed:
                             segment.failed.append((reader.name, at))

@@ -30,7 +30,7 @@ from tests.live import DEADLINE_S, wait_for
 live = pytest.mark.live
 DAEMON = "qemu-storage-daemon"
 SUBJECTS = [
-    DAEMON, "block drivers", "QMP commands", DRAIN, WATCH, "libnbd", DIRECT, LOCKS, "file descriptors",
+    DAEMON, "block drivers", "QMP commands", DRAIN, WATCH, "libnbd", "shared memory", DIRECT, LOCKS, "file descriptors",
     "definitions", "state", "sockets", "socket paths", "NBD tools",
 ]  # fmt: skip
 

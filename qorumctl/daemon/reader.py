@@ -1,0 +1,139 @@
+"""The reader: a daemon of its own that shares memory with a scrub, over the very files that the set's daemon has open.
+
+Not the set's daemon: at the end of each vhost-user connection QEMU closes the socket's descriptor twice, and what
+another thread has opened in between is closed in its place (docs/safety.md, 9). Here that costs a scrub, and no guest.
+It cannot hold up a drain, either, takes no turn of the set's event loop, and can be killed at any time.
+
+It opens each image by the set's daemon's own descriptor, /proc/PID/fd/N: whatever has become of the path since, the
+bytes are those that guests read. Raw images and devices only: what a format keeps in memory nobody else can see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qorumctl.daemon.runtime import DaemonPaths
+from qorumctl.model.spec import CopySpec, DeviceSource, FileSource
+
+
+class CannotShare(Exception):
+    """Why the copies cannot be read so, as a clause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What the set's daemon has open of a copy."""
+
+    copy: str
+    path: str
+    device: bool
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderPaths(DaemonPaths):
+    """Of a set's reader, in the set's runtime directory."""
+
+    @property
+    def monitors(self) -> Mapping[str, Path]:
+        return {"control": self.directory / "reader.qmp"}
+
+    def socket(self, copy: str) -> Path:
+        """Of one copy's export."""
+        return self.directory / f"shm-{copy}.sock"
+
+    @property
+    def server(self) -> Path:
+        return self.monitors["control"]
+
+    @property
+    def servers(self) -> list[str]:
+        return []
+
+    @property
+    def transient(self) -> list[Path]:
+        return list(self.directory.glob("shm-*.sock"))
+
+    @property
+    def pidfile(self) -> Path:
+        return self.directory / "reader.pid"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "reader.log"
+
+    @property
+    def stop_first(self) -> str:
+        return "Wait for the scrub to end."
+
+
+def images(copies: Sequence[CopySpec], pid: int) -> list[Image]:
+    """What daemon `pid` has open of each copy. Raises CannotShare."""
+    descriptors = _descriptors(pid)
+    found = []
+    for copy in copies:
+        source = copy.source
+        if not isinstance(source, FileSource | DeviceSource) or (
+            isinstance(source, FileSource) and source.format != "raw"
+        ):
+            raise CannotShare(f"copy {copy.name} is neither a raw image nor a device")
+        try:
+            identity = _identity(Path(source.path).stat())
+        except OSError as error:
+            raise CannotShare(f"copy {copy.name} cannot be looked at: {error.strerror}") from None
+        if identity not in descriptors:
+            raise CannotShare(f"{source.path} is not what the daemon has open of copy {copy.name}")
+        device = isinstance(source, DeviceSource)
+        found.append(Image(copy.name, descriptors[identity], device, copy.cache == "none"))
+    return found
+
+
+def arguments(paths: ReaderPaths, found: Sequence[Image]) -> list[str]:
+    """For the command line: nodes and exports, all read-only."""
+    words: list[str] = []
+    for image in found:
+        node = {
+            "driver": "raw",
+            "node-name": image.copy,
+            "read-only": True,
+            "force-share": True,
+            "file": {
+                "driver": "host_device" if image.device else "file",
+                "filename": image.path,
+                "read-only": True,
+                "force-share": True,
+                "cache": {"direct": image.direct, "no-flush": False},
+                "aio": "native" if image.direct else "threads",
+            },
+        }
+        export = {
+            "type": "vhost-user-blk",
+            "id": image.copy,
+            "node-name": image.copy,
+            "addr": {"type": "unix", "path": str(paths.socket(image.copy))},
+        }
+        words += ["--blockdev", json.dumps(node), "--export", json.dumps(export)]
+    return words
+
+
+def _descriptors(pid: int) -> dict[tuple[int, int], str]:
+    """What a process has open: identity -> a path that opens the same."""
+    found = {}
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            facts = entry.stat()
+            if stat.S_ISREG(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
+                found[_identity(facts)] = str(entry)
+    except OSError as error:
+        raise CannotShare(f"what the daemon (pid {pid}) has open cannot be seen: {error.strerror}") from None
+    return found
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    """Of a device, its number: it can have many names."""
+    return (-1, facts.st_rdev) if stat.S_ISBLK(facts.st_mode) else (facts.st_dev, facts.st_ino)
