@@ -19,6 +19,7 @@ ENVIRONMENT = [
     ("QORUM_STATE_DIR", "Where records of scrubs are, instead of /var/lib/qorum."),
     ("QORUM_RUNTIME_DIR", "Where sockets, pidfiles and logs are, instead of /run/qorum. Keep it short."),
     ("QORUM_QSD", "The storage daemon: a path, or a name on PATH; qemu-storage-daemon if unset."),
+    ("QORUM_LIBBLKIO", "The library through which copies are read fast, where it is not among the system's."),
     ("QORUM_HOOKS_DIR", "Where hooks are, instead of hooks.d beside the directory of definitions."),
     ("QORUM_HOOKS_BY_UNIT", "Set in the units of systemd: hooks are run by a unit of their own, qorum-hooks@.service."),
     ("QORUM_SET", "For a hook: the set that it is told of."),

@@ -50,10 +50,6 @@ def run(*arguments: str) -> int:
             "--report and --repair exclude each other. Give one of them, or neither.",
         ),
         (
-            "scrub w --transport shm",
-            "This build cannot read copies through shared memory. Leave --transport out, or use nbd.",
-        ),
-        (
             "metrics --textfile /x/qorum.txt",
             "/x/qorum.txt does not end in .prom. node_exporter reads no other files: rename it.",
         ),
