@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CommandError,
         CopyError,
         CopyInUseError,
+        CopySharingError,
         CopySilentError,
         CopyUnavailableError,
         DaemonError,
@@ -78,9 +79,9 @@ _HOMES = {
     "controller.watching": "Audience",
     "core.findings": "Action Cause FindingVerdict",
     "core.ranges": "Range",
-    "errors": "CommandError CopyError CopyInUseError CopySilentError CopyUnavailableError DaemonError DaemonGoneError "
-    "DaemonStalledError DaemonStartError DamagedStateError DefinitionError LockedError QorumError RefusedError "
-    "StoreError UsageError",
+    "errors": "CommandError CopyError CopyInUseError CopySharingError CopySilentError CopyUnavailableError DaemonError "
+    "DaemonGoneError DaemonStalledError DaemonStartError DamagedStateError DefinitionError LockedError QorumError "
+    "RefusedError StoreError UsageError",
     "model.report": "CopyEntry CopyHistory DiagnosisDocument FindingDocument History RangeDocument RunSummary "
     "ScrubReport",
     "model.spec": "CopySpec SetSpec",
@@ -104,6 +105,7 @@ __all__ = [
     "CopyHistory",
     "CopyInUseError",
     "CopyResult",
+    "CopySharingError",
     "CopySilentError",
     "CopySpec",
     "CopyState",

@@ -10,7 +10,8 @@
     ├── CopyError              1   one copy is at fault (it is named)
     │   ├── CopyInUseError         another process has its image open
     │   └── CopyUnavailableError   the copy does not answer at all: gone, hung, or every read fails
-    │       └── CopySilentError        it did not answer when it was opened, and the daemon waits for it still
+    │       ├── CopySilentError        it did not answer when it was opened, and the daemon waits for it still
+    │       └── CopySharingError       it cannot be read through shared memory any more; over NBD, perhaps
     └── DaemonError            1   qemu-storage-daemon
         ├── DaemonStartError       it could not be started
         ├── DaemonGoneError        it ended, or its monitor closed, while we needed it
@@ -86,6 +87,10 @@ class CopyUnavailableError(CopyError):
 
 
 class CopySilentError(CopyUnavailableError):
+    pass
+
+
+class CopySharingError(CopyUnavailableError):
     pass
 
 

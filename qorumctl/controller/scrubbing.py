@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from qorumctl.controller.bridge import LiveFence, QuietFence
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.live import at_rest, in_a_thread, reached
 from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart
-from qorumctl.controller.options import ScrubOptions
+from qorumctl.controller.options import ScrubOptions, Transport
 from qorumctl.controller.returning import WallClock
 from qorumctl.controller.rewriting import Rewriting
 from qorumctl.copies.base import CopyReader
@@ -25,7 +26,8 @@ from qorumctl.core.findings import Cause, Checkpoint, Finding
 from qorumctl.core.progress import Progress
 from qorumctl.core.ranges import Range
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import QorumError, StoreError
+from qorumctl.errors import CopySharingError, QorumError, StoreError
+from qorumctl.logbook import warn
 from qorumctl.model.report import Mode, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.scrub.engine import Scrub
@@ -34,6 +36,7 @@ from qorumctl.scrub.ports import StopReason
 from qorumctl.store import RunJournal, RunRecord, Store
 from qorumctl.store.records import now
 
+_log = logging.getLogger("qorumctl.scrub")
 _TELL_EVERY_S = 0.1
 _NOTE_EVERY_S = 1.0
 _ASK_EVERY_S = 0.25
@@ -150,8 +153,28 @@ def _engine(
     supervisor: _Supervisor,
     loop: asyncio.AbstractEventLoop,
 ) -> StopReason | None:
+    transport = job.options.transport
+    while True:
+        try:
+            return _engine_over(transport, context, job, store, record, supervisor, loop)
+        except CopySharingError as error:
+            if transport == "shm":
+                raise
+            warn(_log, f"{error.message} The scrub goes on over NBD.", set_name=job.spec.name)
+            transport, record = "nbd", store.run(record.id) or record
+
+
+def _engine_over(
+    transport: Transport,
+    context: SetContext,
+    job: ScrubJob,
+    store: Store,
+    record: RunRecord,
+    supervisor: _Supervisor,
+    loop: asyncio.AbstractEventLoop,
+) -> StopReason | None:
     journal = _TellingJournal(store.journal(record.id), job.spec.name, supervisor)
-    with _copies_and_fence(context, job, loop) as (fence, readers):
+    with _copies_and_fence(transport, context, job, loop) as (fence, readers):
         while True:
             plan = supervisor.follow(_plan(job, store, record))
             if plan.stale:
@@ -163,11 +186,11 @@ def _engine(
 
 
 def _copies_and_fence(
-    context: SetContext, job: ScrubJob, loop: asyncio.AbstractEventLoop
+    transport: Transport, context: SetContext, job: ScrubJob, loop: asyncio.AbstractEventLoop
 ) -> AbstractContextManager[tuple[LiveFence | QuietFence, list[CopyReader]]]:
     if job.at_rest:
-        return at_rest(context, job.spec, loop, job.copies, job.options.transport)
-    return reached(context, job.spec, job.quorum, loop, job.copies, job.options.transport)
+        return at_rest(context, job.spec, loop, job.copies, transport)
+    return reached(context, job.spec, job.quorum, loop, job.copies, transport)
 
 
 def _record(store: Store, job: ScrubJob) -> RunRecord:

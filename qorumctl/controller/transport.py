@@ -57,6 +57,8 @@ def connected(
             try:
                 _share(context, spec, call, readers)
             except CannotShare as error:
+                with contextlib.suppress(QorumError):
+                    call(end_reader(context))
                 _put_up_with(context, wanted, str(error))
         yield
     finally:
@@ -88,7 +90,9 @@ def _share(context: SetContext, spec: SetSpec, call: Call, readers: list[CopyRea
     try:
         call(end_reader(context))
         images = reader.images([spec.copy_named(one.name) for one in readers], pid)
-        alive = partial(_is, paths, call(process.spawn(paths, reader.arguments(paths, images))))
+        pid = call(process.spawn(paths, reader.arguments(paths, images)))
+        reader.check_opened(images, pid)
+        alive = partial(_is, paths, pid)
         for one in readers:
             assert isinstance(one, NbdCopy)
             made.append(VhostCopy(one, paths.socket(one.name), alive, timeout_s=context.timeouts.copy_s))

@@ -18,7 +18,7 @@ from qorumctl.copies.blkio import BlkioError, Device
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.ranges import Range, split
 from qorumctl.core.vote import Observation
-from qorumctl.errors import CopyUnavailableError
+from qorumctl.errors import CopySharingError, CopyUnavailableError
 
 _AHEAD = 6
 """As over NBD: chunks asked for or waiting to be compared, per copy."""
@@ -114,7 +114,7 @@ class VhostCopy:
         """Where no answer can be had, the device is given up, with whatever is under way on it."""
         try:
             if self._closed:
-                raise self._gone("is no longer read")
+                raise CopyUnavailableError(f"Copy {self.name} is no longer read.", copy=self.name)
             yield
         except BlkioError as error:
             self._closed = True
@@ -150,10 +150,10 @@ class VhostCopy:
             raise self._gone(f"cannot be read through shared memory: {made[0]}")
         return made[0]
 
-    def _gone(self, what: str) -> CopyUnavailableError:
-        return CopyUnavailableError(
+    def _gone(self, what: str) -> CopySharingError:
+        return CopySharingError(
             f"Copy {self.name} {what}.",
-            remedy="See 'qorumctl status', and the daemon's log in the set's runtime directory.",
+            remedy="See reader.log in the set's runtime directory, or read with '--transport nbd'.",
             copy=self.name,
         )
 

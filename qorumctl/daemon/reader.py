@@ -31,6 +31,7 @@ class Image:
 
     copy: str
     path: str
+    identity: tuple[int, int]
     device: bool
     direct: bool
 
@@ -89,8 +90,18 @@ def images(copies: Sequence[CopySpec], pid: int) -> list[Image]:
         if identity not in descriptors:
             raise CannotShare(f"{source.path} is not what the daemon has open of copy {copy.name}")
         device = isinstance(source, DeviceSource)
-        found.append(Image(copy.name, descriptors[identity], device, copy.cache == "none"))
+        found.append(Image(copy.name, descriptors[identity], identity, device, copy.cache == "none"))
     return found
+
+
+def check_opened(found: Sequence[Image], pid: int) -> None:
+    """Whether reader `pid` has these images open, and not one of them twice. QEMU reopens a file when it begins or
+    ceases to write it; a descriptor's number may mean another copy's by the time the reader follows it, and a copy
+    compared with itself is always found whole. Raises CannotShare."""
+    opened = _descriptors(pid)
+    for image in found:
+        if image.identity not in opened:
+            raise CannotShare(f"the daemon opened copy {image.copy} anew in that moment")
 
 
 def arguments(paths: ReaderPaths, found: Sequence[Image]) -> list[str]:

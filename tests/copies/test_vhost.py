@@ -69,7 +69,7 @@ class Served:
     async def share(self, name: str = "a") -> tuple[ReaderPaths, int]:
         """A reader of one copy."""
         paths = ReaderPaths(self._daemons.paths().directory)
-        words = reader.arguments(paths, [Image(name, str(self.directory / name), device=False, direct=False)])
+        words = reader.arguments(paths, [Image(name, str(self.directory / name), (0, 0), device=False, direct=False)])
         node = json.loads(words[1])
         node["file"] = {**node["file"], **self._file(name)} if self._bad is None else self._file(name)
         words[1] = json.dumps(node)

@@ -6,15 +6,18 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qorumctl.controller.observer import ScrubPosition, Silent
 from qorumctl.controller.options import Transport
 from qorumctl.copies import blkio
-from qorumctl.daemon import process
+from qorumctl.daemon import process, reader
 from qorumctl.daemon.reader import ReaderPaths
-from qorumctl.errors import RefusedError
+from qorumctl.errors import CopySharingError, RefusedError
 from tests.integration.harness import NAME, LiveSet
 from tests.live import MIB, NbdServer, wait_for
 
@@ -95,6 +98,26 @@ async def test_an_image_that_was_exchanged_beneath_the_daemon(live_set: LiveSets
 
 
 @shared
+async def test_a_descriptor_that_means_another_copy_by_the_time_it_is_followed(
+    live_set: LiveSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is compared with another one's image would never be found damaged."""
+    live, _ = await running(live_set)
+    seen = reader.images
+
+    def then_reopened(*arguments: Any) -> list[reader.Image]:
+        a, b, c = seen(*arguments)
+        return [a, replace(b, path=a.path), c]
+
+    monkeypatch.setattr(reader, "images", then_reopened)
+    live.flip("b", MIB)
+    with pytest.raises(RefusedError, match="the daemon opened copy b anew in that moment"):
+        await live.scrub(transport="shm")
+    assert (await live.scrub()).outcome == "repaired"
+    assert left_of_it(live) == []
+
+
+@shared
 async def test_of_a_stopped_set(live_set: LiveSets, caplog: pytest.LogCaptureFixture) -> None:
     live, _ = await running(live_set)
     await live.sets.stop(NAME)
@@ -114,6 +137,42 @@ async def test_of_a_copy_that_was_replaced_meanwhile(live_set: LiveSets) -> None
     live.flip("c", MIB)
     report = await live.scrub(transport="shm")
     assert [(f.offset, f.copies, f.action) for f in report.findings] == [(MIB, ["c"], "repaired")]
+    assert all(live.equal_to(shadow).values())
+
+
+class KillsTheReader(Silent):
+    """When a part of the disk has been compared."""
+
+    def __init__(self, live: LiveSet) -> None:
+        self.paths = ReaderPaths(live.runtime.directory)
+
+    def moved(self, position: ScrubPosition) -> None:
+        if 0 < position.position_bytes < SIZE and (pid := process.find_pid(self.paths)) is not None:
+            process.kill(self.paths, pid)
+
+
+@shared
+async def test_a_reader_that_ends_in_the_middle(live_set: LiveSets, caplog: pytest.LogCaptureFixture) -> None:
+    """Over NBD, perhaps, nothing is wrong with the copies."""
+    live, shadow = await running(live_set)
+    for at in (0, SIZE - 1):
+        live.flip("a", at)
+    report = await live.scrub(observer=KillsTheReader(live), rate_bytes_per_s=16 * MIB)
+    assert "The scrub goes on over NBD." in caplog.text
+    assert [(f.offset, f.action) for f in report.findings] == [(0, "repaired"), (SIZE - 512, "repaired")]
+    assert report.scanned_bytes == SIZE
+    assert all(live.equal_to(shadow).values())
+    assert left_of_it(live) == []
+
+
+@shared
+async def test_a_reader_that_ends_where_nothing_else_will_do(live_set: LiveSets) -> None:
+    live, shadow = await running(live_set)
+    live.flip("a", SIZE - 1)
+    with pytest.raises(CopySharingError, match="cannot be read through shared memory any more"):
+        await live.scrub(observer=KillsTheReader(live), rate_bytes_per_s=16 * MIB, transport="shm")
+    assert left_of_it(live) == []
+    assert (await live.scrub(transport="shm")).outcome == "repaired"
     assert all(live.equal_to(shadow).values())
 
 
