@@ -6,7 +6,6 @@ The daemon writes what it reads straight into memory that both processes map: no
 
 from __future__ import annotations
 
-import ctypes.util
 import errno
 import os
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any
 
 VARIABLE = "QORUM_LIBBLKIO"
 """The path of the library, where the system's linker does not find it."""
+_SONAME = "libblkio.so.1"
 _DECLARATIONS = """
 struct blkio; struct blkioq; struct timespec { long tv_sec; long tv_nsec; };
 struct blkio_mem_region { void *addr; size_t len; uint64_t iova; int64_t fd_offset; int fd; uint32_t flags; };
@@ -47,12 +47,12 @@ def _library() -> tuple[Any, Any]:
         raise BlkioError("the Python package cffi is not installed") from None
     ffi = FFI()
     ffi.cdef(_DECLARATIONS)
-    path = os.environ.get(VARIABLE) or ctypes.util.find_library("blkio")
-    if path is None:
-        raise BlkioError("libblkio is not installed")
+    path = os.environ.get(VARIABLE) or _SONAME
     try:
         return ffi, ffi.dlopen(path)
     except OSError as error:
+        if f"{_SONAME}: cannot open" in str(error) and path == _SONAME:
+            raise BlkioError("libblkio is not installed") from None
         raise BlkioError(f"{path} does not load: {error}") from None
 
 

@@ -69,9 +69,15 @@ class Booted:
 
     def __init__(self, place: Path) -> None:
         self._place = place
+        self._libraries = list[Path]()
         self._log = place / "log"
         self._cgroup: Path | None = None
         self._unshare: subprocess.Popen[bytes] | None = None
+
+    def with_library(self, path: Path) -> Path:
+        """Before it boots: where everybody there will find the library."""
+        self._libraries.append(path)
+        return Path("/", PREFIX, "lib", path.name)
 
     def boot(self) -> None:
         """Raises Unavailable."""
@@ -151,6 +157,8 @@ class Booted:
             shutil.copy(ROOT / f"contrib/systemd/qorum.{kind}", root / PREFIX / f"lib/{kind}.d/qorum.conf")
         shutil.copy(ROOT / "contrib/systemd/notify", lib)
         shutil.copytree(ROOT / "qorumctl", lib / "python/qorumctl", ignore=shutil.ignore_patterns("__pycache__"))
+        for library in self._libraries:
+            shutil.copy(library, root / PREFIX / "lib")
         (root / PREFIX / "bin/qorumctl").write_text(_PROGRAM)
         (root / PREFIX / "bin/qorumctl").chmod(0o755)
         (root / "etc/systemd/system/qorum-test.target").write_text(_TARGET)

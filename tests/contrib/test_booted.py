@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qorumctl.copies import blkio
 from qorumctl.logbook import News
 from tests.contrib.booted import Booted, Unavailable
 from tests.live import wait_for
@@ -23,12 +24,19 @@ def booted(short_dir: Path) -> Iterator[Booted]:
         pytest.skip("only root can have namespaces in which systemd runs")
     made = Booted(short_dir)
     try:
-        made.boot()
+        # A test may have something to lay into its files first.
         yield made
-    except Unavailable as missing:
-        pytest.skip(str(missing))
     finally:
         made.end()
+
+
+def boot(booted: Booted) -> None:
+    try:
+        booted.boot()
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    good(booted, "systemd-sysusers; systemd-tmpfiles --create qorum.conf; systemctl daemon-reload; chown qorum: /srv/?")
+    good(booted, "qorumctl create web01 /srv/a/w /srv/b/w /srv/c/w --size 16MiB --cache writeback")
 
 
 def good(booted: Booted, script: str) -> str:
@@ -50,8 +58,7 @@ def heard_by_a_hook(booted: Booted, last: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(600)
 def test_a_set_lives_under_systemd(booted: Booted) -> None:
-    good(booted, "systemd-sysusers; systemd-tmpfiles --create qorum.conf; systemctl daemon-reload; chown qorum: /srv/?")
-    good(booted, "qorumctl create web01 /srv/a/w /srv/b/w /srv/c/w --size 16MiB --cache writeback")
+    boot(booted)
     good(booted, "qorumctl enable web01 --schedule weekly; qorumctl start web01")
     assert shown(booted, STORAGE, "ActiveState", "UnitFileState") == ["active", "enabled"]
     state, pid = shown(booted, WATCH, "ActiveState", "MainPID")
@@ -97,8 +104,7 @@ def test_a_set_lives_under_systemd(booted: Booted) -> None:
 @pytest.mark.timeout(600)
 def test_a_front_lives_under_systemd(booted: Booted) -> None:
     """It outlasts the death and a restart of its set, ends with its stop; one that died is not followed by another."""
-    good(booted, "systemd-sysusers; systemd-tmpfiles --create qorum.conf; systemctl daemon-reload; chown qorum: /srv/?")
-    good(booted, "qorumctl create web01 /srv/a/w /srv/b/w /srv/c/w --size 16MiB --cache writeback")
+    boot(booted)
     good(booted, f"qorumctl enable web01 --schedule weekly; qorumctl start web01; systemctl start {FRONT}")
     front = shown(booted, FRONT, "ActiveState", "MainPID")
     assert front[0] == "active"
@@ -120,3 +126,24 @@ def test_a_front_lives_under_systemd(booted: Booted) -> None:
     good(booted, f"qorumctl front web01 --stop; systemctl start {FRONT}; systemctl stop {FRONT}")
     assert shown(booted, FRONT, "ActiveState", "Result") == ["inactive", "success"]
     assert good(booted, "ls /run/qorum/web01 | grep front") == "front.log\n"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("shared_memory")
+def test_a_scrub_under_systemd_reads_through_shared_memory(booted: Booted) -> None:
+    """The unit's confinement lets it follow the descriptors of the set's daemon, and share memory with its reader."""
+    # Where it is not named, it is the system's own, and so is there as well.
+    library = os.environ.get(blkio.VARIABLE)
+    inside = booted.with_library(Path(library).resolve()) if library else ""
+    boot(booted)
+    good(booted, f"echo {blkio.VARIABLE}={inside} >/etc/default/qorum")
+    good(booted, f"mkdir /etc/systemd/system/{SCRUB}.d")
+    insisting = "[Service]\\nExecStart=\\nExecStart=/usr/local/bin/qorumctl scrub %%i --transport shm\\n"
+    good(booted, f"printf '{insisting}' >/etc/systemd/system/{SCRUB}.d/shm.conf; systemctl daemon-reload")
+    good(booted, "qorumctl enable web01 --schedule weekly; qorumctl start web01")
+    good(booted, "head -c 16M /dev/urandom | nbdcopy - $(qorumctl attach web01 --as uri)")
+    good(booted, "dd if=/dev/zero of=/srv/b/w bs=512 seek=128 count=8 conv=notrunc,fsync status=none")
+    good(booted, f"systemctl start {SCRUB}")
+    assert shown(booted, SCRUB, "Result", "ExecMainStatus") == ["success", "3"]
+    assert good(booted, "ls /run/qorum/web01 | grep -c -e shm- -e reader.pid || true") == "0\n"
+    good(booted, "qorumctl stop web01")
