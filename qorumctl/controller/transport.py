@@ -77,6 +77,10 @@ async def end_reader(context: SetContext) -> None:
         await process.wait_gone(paths, pid, deadline_s=_ENDS_S)
     if paths.directory.is_dir():
         process.clear_runtime(paths)
+        with contextlib.suppress(OSError):
+            # What a reader has said is kept until there is another one.
+            if paths.log.stat().st_size == 0:
+                paths.log.unlink()
 
 
 def _share(context: SetContext, spec: SetSpec, call: Call, readers: list[CopyReader]) -> None:
@@ -89,6 +93,8 @@ def _share(context: SetContext, spec: SetSpec, call: Call, readers: list[CopyRea
     made: list[CopyReader] = []
     try:
         call(end_reader(context))
+        with contextlib.suppress(OSError):
+            paths.log.unlink()
         images = reader.images([spec.copy_named(one.name) for one in readers], pid)
         pid = call(process.spawn(paths, reader.arguments(paths, images)))
         reader.check_opened(images, pid)
