@@ -137,7 +137,11 @@ def _descriptors(pid: int) -> dict[tuple[int, int], str]:
     found = {}
     try:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
-            facts = entry.stat()
+            try:
+                facts = entry.stat()
+            except FileNotFoundError:
+                # Closed meanwhile: a connection that ended, say. Whose image is missing is found by its identity.
+                continue
             if stat.S_ISREG(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
                 found[_identity(facts)] = str(entry)
     except OSError as error:
