@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ struct blkioq *blkio_get_queue(struct blkio *b, int index);
 void blkioq_read(struct blkioq *q, uint64_t start, void *buf, size_t len, void *user_data, uint32_t flags);
 int blkioq_do_io(struct blkioq *q, struct blkio_completion *c, int min, int max, struct timespec *timeout);
 """
+_FUNCTIONS = re.findall(r"(blkioq?_\w+)\(", _DECLARATIONS)
 
 
 class BlkioError(Exception):
@@ -49,11 +51,15 @@ def _library() -> tuple[Any, Any]:
     ffi.cdef(_DECLARATIONS)
     path = os.environ.get(VARIABLE) or _SONAME
     try:
-        return ffi, ffi.dlopen(path)
+        library = ffi.dlopen(path)
     except OSError as error:
         if f"{_SONAME}: cannot open" in str(error) and path == _SONAME:
             raise BlkioError("libblkio is not installed") from None
         raise BlkioError(f"{path} does not load: {error}") from None
+    # cffi looks a function up where it is used first: what is not libblkio is to be known before.
+    if missing := [name for name in _FUNCTIONS if not hasattr(library, name)]:
+        raise BlkioError(f"{path} is not libblkio 1.2 or later: it lacks {missing[0]}")
+    return ffi, library
 
 
 def why_not() -> str | None:
