@@ -20,6 +20,7 @@ from qorumctl.controller.sets import QuorumSets
 from qorumctl.copies.nbd_link import NbdLink, Ticket
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
+from qorumctl.daemon.reader import ReaderPaths
 from qorumctl.daemon.runtime import DaemonPaths, FrontPaths, RuntimePaths
 from qorumctl.model.report import ScrubReport
 from qorumctl.paths import Directories
@@ -158,7 +159,7 @@ class LiveSet:
 
     def end(self) -> None:
         end_watcher(self.directories.state_dir(NAME))
-        for paths in (self.front, self.runtime):
+        for paths in (self.front, self.runtime, ReaderPaths(self.runtime.directory)):
             kill_daemon(paths)
 
 

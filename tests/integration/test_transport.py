@@ -231,3 +231,23 @@ async def test_a_stop_ends_the_reader_of_a_killed_scrub(live_set: LiveSets) -> N
     assert left_of_it(live) != []
     await live.sets.stop(NAME)
     assert left_of_it(live) == []
+
+
+@shared
+@pytest.mark.parametrize("command", ["start", "delete"])
+async def test_the_reader_of_a_killed_scrub_whose_daemon_died_too(live_set: LiveSets, command: str) -> None:
+    """It would keep the space of deleted images, out of everybody's reach."""
+    live, _ = await running(live_set)
+    killed = live.cli("scrub", NAME, "--transport", "shm", "--rate", "1MiB/s")
+    wait_for(lambda: ReaderPaths(live.runtime.directory).transient, "a reader")
+    for pid in (killed.pid, process.find_pid(live.runtime)):
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    killed.wait()
+    wait_for(lambda: process.find_pid(live.runtime) is None, "the end of the daemon")
+    assert left_of_it(live) != []
+    if command == "start":
+        await live.sets.start(NAME, now=True)
+    else:
+        await live.sets.delete(NAME, images=True)
+    assert left_of_it(live) == []
