@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.runtime import DaemonPaths
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource
 
@@ -110,7 +111,7 @@ def arguments(paths: ReaderPaths, found: Sequence[Image]) -> list[str]:
     for image in found:
         node = {
             "driver": "raw",
-            "node-name": image.copy,
+            "node-name": copy_node(image.copy),
             "read-only": True,
             "force-share": True,
             "file": {
@@ -124,8 +125,8 @@ def arguments(paths: ReaderPaths, found: Sequence[Image]) -> list[str]:
         }
         export = {
             "type": "vhost-user-blk",
-            "id": image.copy,
-            "node-name": image.copy,
+            "id": copy_node(image.copy),
+            "node-name": copy_node(image.copy),
             "addr": {"type": "unix", "path": str(paths.socket(image.copy))},
         }
         words += ["--blockdev", json.dumps(node), "--export", json.dumps(export)]

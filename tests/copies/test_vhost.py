@@ -132,6 +132,14 @@ async def test_a_stream_is_the_content_in_order_cut_at_chunks(served: Served) ->
     assert b"".join(data or b"" for data in read_all(reader, Range(0, SIZE)).values()) == CONTENT
 
 
+@pytest.mark.parametrize("name", ["1", "0-of_a-long-"])
+async def test_a_copy_may_have_any_name(served: Served, name: str) -> None:
+    """Names of nodes and exports begin with a letter."""
+    (served.directory / name).write_bytes(CONTENT)
+    paths, _ = await served.share(name)
+    assert paths.socket(name).is_socket()
+
+
 async def test_streams_of_several_copies_compare(served: Served) -> None:
     await served.begin(count=3)
     served.poke("b", 5 * MIB + 77, b"!")
