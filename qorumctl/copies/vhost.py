@@ -58,6 +58,10 @@ class VhostCopy:
             reading.ask()
             try:
                 yield reading.chunks()
+            except CopySharingError:
+                # Of any copy: they share a reader, and to wait for each one's deadline in turn finds nothing out.
+                self._closed = True
+                raise
             finally:
                 # Closed, it was given up with what is under way: that ends in the daemon's mapping of the memory.
                 if not self._closed:

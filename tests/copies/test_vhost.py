@@ -88,15 +88,16 @@ class Served:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """The last reader answers nothing."""
-        pid = self._readers[-1][1]
-        os.kill(pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{pid}/stat")
-        wait_for(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", "a stopped reader")
+        """The readers answer nothing."""
+        pids = [pid for _, pid in self._readers]
         try:
+            for stat in [Path(f"/proc/{pid}/stat") for pid in pids]:
+                os.kill(int(stat.parent.name), signal.SIGSTOP)
+                wait_for(lambda stat=stat: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", "a stopped reader")
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def close_readers(self) -> None:
         while self._open:
@@ -222,6 +223,18 @@ async def test_a_reader_that_falls_silent_is_named_at_the_deadline(served: Serve
         ):
             list(chunks)
         copy.close()
+
+
+async def test_of_copies_that_fall_silent_together_only_one_is_waited_for(served: Served) -> None:
+    await served.begin(count=2)
+    first, second = await served.reader("a", timeout_s=0.5), await served.reader("b", timeout_s=3600)
+    with (
+        served.stopped(),
+        pytest.raises(CopyUnavailableError, match="Copy a did not answer"),
+        second.stream([Range(0, SIZE)]),
+        first.stream([Range(0, SIZE)]) as chunks,
+    ):
+        list(chunks)
 
 
 async def test_a_reader_that_never_connects_is_named_at_the_deadline(served: Served) -> None:
