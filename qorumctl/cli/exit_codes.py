@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from qorumctl.core.findings import Action, FindingVerdict
+from qorumctl.core.findings import Fate
+from qorumctl.model.digest import tally_of
 
 if TYPE_CHECKING:
-    from qorumctl.model.report import FindingDocument, ScrubReport
+    from qorumctl.core.tally import Tally
+    from qorumctl.model.report import ScrubReport
     from qorumctl.model.status import SetState
 
 FINE = 0
@@ -37,26 +39,27 @@ _OF_OUTCOME = {
     "failed": FAILED,
 }
 
+_OF_FATE = {
+    Fate.REPAIRED: REPAIRED,
+    # A repair that was begun and not yet verified: the run goes on there.
+    Fate.PENDING: UNFINISHED,
+    Fate.LEFT: LEFT,
+    Fate.TIED: NO_MAJORITY,
+}
+
 _OF_STATE = {"healthy": FINE, "degraded": LEFT, "damaged": NO_MAJORITY, "stopped": 1, "stalled": 1, "failed": 1}
 # For several sets: data that nobody can read outranks a set that is down, and a set that somebody stopped is no news.
 _WORST_STATE_FIRST = ("damaged", "failed", "stalled", "degraded", "stopped", "healthy")
 
 
-def of_scrub(report: ScrubReport, *, interrupted: bool = False) -> int:
-    """`interrupted`: Ctrl-C was pressed. A run that had reached its end all the same is told as it ended."""
+def of_scrub(report: ScrubReport, *, tally: Tally | None = None, interrupted: bool = False) -> int:
+    """`tally`: of a report that comes without its findings. `interrupted`: Ctrl-C was pressed. A run that had reached
+    its end all the same is told as it ended."""
     unfinished = report.outcome in {"unfinished", "failed"}
     if interrupted and unfinished:
         return INTERRUPTED
-    return worst([_OF_OUTCOME[report.outcome], *(_of_finding(found) for found in report.findings)])
-
-
-def _of_finding(found: FindingDocument) -> int:
-    if found.action is Action.REPAIRED:
-        return REPAIRED
-    if found.action is Action.PENDING:
-        # Its repair was begun and not yet verified: the run goes on there.
-        return UNFINISHED
-    return NO_MAJORITY if found.verdict is FindingVerdict.NO_MAJORITY else LEFT
+    fates = (tally or tally_of(report.findings)).by_fate
+    return worst([_OF_OUTCOME[report.outcome], *(_OF_FATE[fate] for fate, found in fates.items() if found.number)])
 
 
 def of_states(states: Iterable[SetState]) -> int:

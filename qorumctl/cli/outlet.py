@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from functools import cached_property
+from io import StringIO
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from qorumctl.cli import json_stream
 from qorumctl.cli.logs import Journal, LogHandler, is_journal
 from qorumctl.cli.text import printable
 from qorumctl.errors import QorumError
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     from qorumctl.controller.managed import Manager
     from qorumctl.model.report import Document
+
+_BLOCK_CHARACTERS = 1 << 20
+"""Written at once, and held until then: what fails within it has not begun to print."""
 
 
 class Outlet:
@@ -71,17 +76,37 @@ class Outlet:
         self.text("\n".join(line if self.out.is_terminal else line.rstrip() for line in lines))
 
     def json(self, value: Any) -> None:
-        self.text(json.dumps(value, indent=2, ensure_ascii=False))
+        """What is lazy in `value` (json_stream.Rows) is written as it comes."""
+        self._write(json_stream.encoded(value))
 
     def text(self, text: str) -> None:
         """Exactly this text and a line break: nothing is folded. A reader that went away is no error.
 
         Raises QorumError when it cannot be written: a full disk, for one.
         """
+        self._write((text,))
+
+    def _write(self, pieces: Iterable[str]) -> None:
+        block, begun = StringIO(), False
+        try:
+            for piece in pieces:
+                block.write(piece)
+                if block.tell() >= _BLOCK_CHARACTERS:
+                    self._write_block(block.getvalue())
+                    block, begun = StringIO(), True
+                    if self._stdout_is_gone:
+                        return
+        except QorumError:
+            # Behind a part of a document there is no room for another, that of the error.
+            self._stdout_is_gone |= begun
+            raise
+        self._write_block(f"{block.getvalue()}\n")
+
+    def _write_block(self, block: str) -> None:
         if self._stdout_is_gone:
             return
         try:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(block)
             sys.stdout.flush()
         except BrokenPipeError:
             self._stdout_is_gone = True

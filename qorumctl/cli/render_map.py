@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from qorumctl.cli.render import words
-from qorumctl.core.disk_map import Cell, DiskMap, disk_map
+from qorumctl.core.disk_map import Cell, DiskMap, Mark, disk_map
 from qorumctl.core.findings import Fate
 from qorumctl.model import digest
 from qorumctl.model.report import ScrubReport
@@ -32,10 +32,12 @@ _NOBODY = "-"
 
 
 class DiskMapLines:
-    """Draws itself as wide as there is room. Each cell shows the worst of what was found in it."""
+    """Draws itself as wide as there is room. Each cell shows the worst of what was found in it. `marks`: of all
+    findings, where the report comes without them; gone through once."""
 
-    def __init__(self, report: ScrubReport) -> None:
+    def __init__(self, report: ScrubReport, marks: Iterable[Mark] | None = None) -> None:
         self._report = report
+        self._marks = map(digest.mark, report.findings) if marks is None else marks
         self._compared = digest.compared(report)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -46,7 +48,7 @@ class DiskMapLines:
         made = disk_map(
             self._report.size,
             self._compared,
-            map(digest.mark, self._report.findings),
+            self._marks,
             most_cells=min(_MOST_CELLS, room),
         )
         for name, cells in made.lanes.items():

@@ -14,7 +14,8 @@ from qorumctl.cli.scrub_words import covered, summary
 from qorumctl.cli.text import counted, moment, taken
 from qorumctl.core.diagnosis import Kind
 from qorumctl.core.findings import Action, Cause, Fate, FindingVerdict, Source
-from qorumctl.model.digest import fate
+from qorumctl.core.tally import Tally
+from qorumctl.model.digest import fate, tally_of
 from qorumctl.model.report import DiagnosisDocument, FindingDocument, ScrubReport
 from qorumctl.units import format_size
 
@@ -32,16 +33,25 @@ OUTCOME_STYLES = {
 }
 
 
-def scrub(report: ScrubReport, *, interrupted: bool = False) -> list[RenderableType]:
-    """After a scrub: the first findings, then a paragraph for whoever has to act."""
-    shown: list[RenderableType] = []
-    if report.findings:
+def scrub(
+    report: ScrubReport,
+    *,
+    tally: Tally | None = None,
+    worst: Sequence[FindingDocument] = (),
+    interrupted: bool = False,
+) -> list[RenderableType]:
+    """After a scrub: the first findings, then a paragraph for whoever has to act. `tally`: of a report that comes
+    without its findings; `worst` are then as many of them as there is room for."""
+    if tally is None:
         # Stable: within a rank they stay in the order of their offsets.
-        shown += [findings(sorted(report.findings, key=_rank)[:MOST_ROWS]), Text("")]
-        if len(report.findings) > MOST_ROWS:
-            rest = counted(len(report.findings) - MOST_ROWS, "more finding")
+        tally, worst = tally_of(report.findings), sorted(report.findings, key=_rank)
+    shown: list[RenderableType] = []
+    if tally.number:
+        shown += [findings(worst[:MOST_ROWS]), Text("")]
+        if tally.number > MOST_ROWS:
+            rest = counted(tally.number - MOST_ROWS, "more finding")
             shown += [words(f"... and {rest}: 'qorumctl report {report.set} {report.run}' shows all."), Text("")]
-    return [*shown, *_paragraphs(report, interrupted=interrupted)]
+    return [*shown, *paragraphs(report, tally, interrupted=interrupted)]
 
 
 def _rank(one: FindingDocument) -> int:
@@ -49,18 +59,28 @@ def _rank(one: FindingDocument) -> int:
     return -max(fate(one), Fate.PENDING)
 
 
-def _paragraphs(report: ScrubReport, *, interrupted: bool = False) -> list[RenderableType]:
+def paragraphs(report: ScrubReport, tally: Tally, *, interrupted: bool = False) -> list[RenderableType]:
+    """What it means, and what to do."""
     shown: list[RenderableType] = []
-    for paragraph in summary(report, interrupted=interrupted):
+    for paragraph in summary(report, tally=tally, interrupted=interrupted):
         shown += [*([Text("")] if shown else []), words(paragraph)]
     return shown
 
 
 def report(document: ScrubReport) -> list[RenderableType]:
     """`qorumctl report`: the whole run, every finding with who held which version."""
+    found: list[RenderableType] = [findings(document.findings, evidence=True), Text("")] if document.findings else []
+    picture: list[RenderableType] = (
+        [DiskMapLines(document), Text("")] if document.read_bytes or document.findings else []
+    )
+    return [*head(document), *picture, *found, *paragraphs(document, tally_of(document.findings))]
+
+
+def head(document: ScrubReport) -> list[RenderableType]:
+    """What was asked, and how it went."""
     duration = taken(document.started, document.finished)
     read = ", ".join(f"{name} {format_size(size)}" for name, size in sorted(document.read_bytes.items()))
-    head = fields(
+    facts = fields(
         [
             ("set", words(document.set, "bold")),
             ("run", f"{document.run} ({document.mode})"),
@@ -73,11 +93,7 @@ def report(document: ScrubReport) -> list[RenderableType]:
             ("busy", format_size(document.busy_bytes) if document.busy_bytes else None),
         ]
     )
-    found: list[RenderableType] = [findings(document.findings, evidence=True), Text("")] if document.findings else []
-    picture: list[RenderableType] = (
-        [DiskMapLines(document), Text("")] if document.read_bytes or document.findings else []
-    )
-    return [head, Text(""), *picture, *found, *_paragraphs(document)]
+    return [facts, Text("")]
 
 
 def findings(found: Sequence[FindingDocument], *, evidence: bool = False) -> Table:

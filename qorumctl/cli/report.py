@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from qorumctl.controller.sets import QuorumSets
 
 _STANDARD_OUTPUT = Path("-")
+MOST_ROWS_AT_ONCE = 1000
+"""A table is laid out as a whole: more rows than these are several, or memory grows with them (10 KB a row)."""
 
 
 def report(
@@ -67,16 +70,31 @@ def report(
 
 
 def _tell(outlet: Outlet, sets: QuorumSets, name: str, run: int | None) -> None:
-    from qorumctl.cli import render_scrub
+    from rich.text import Text
 
-    document = sets.report(name, run)
-    outlet.document(document, *([] if outlet.as_json else render_scrub.report(document)))
+    from qorumctl.cli import render_scrub
+    from qorumctl.cli.json_stream import scrub_document
+    from qorumctl.cli.render_map import DiskMapLines
+
+    ledger = sets.ledger(name, run)
+    if outlet.as_json:
+        outlet.json(scrub_document(ledger.report(), ledger.findings()))
+    elif (tally := ledger.tally()).number <= MOST_ROWS_AT_ONCE:
+        outlet.show(*render_scrub.report(sets.report(name, ledger.run)))
+    else:
+        document = ledger.report()
+        outlet.show(*render_scrub.head(document), DiskMapLines(document, ledger.marks()))
+        found = ledger.findings()
+        while page := list(islice(found, MOST_ROWS_AT_ONCE)):
+            outlet.show(Text(""), render_scrub.findings(page, evidence=True))
+        outlet.show(Text(""), *render_scrub.paragraphs(document, tally))
 
 
 def _write_page(
     outlet: Outlet, sets: QuorumSets, name: str, run: int | None, path: Path, *, with_data: bool, overwrite: bool
 ) -> None:
     from qorumctl.cli import page
+    from qorumctl.cli.json_stream import scrub_document
 
     if path != _STANDARD_OUTPUT:
         # First: making the page may take a while.
@@ -90,7 +108,8 @@ def _write_page(
         return
     write_page(path, text, overwrite=overwrite)
     if outlet.as_json:
-        outlet.document(sets.report(name, dossier.report.run))
+        ledger = sets.ledger(name, dossier.report.run)
+        outlet.json(scrub_document(ledger.report(), ledger.findings()))
     else:
         outlet.text(f"{path} tells of run {dossier.report.run} of {name}. Only its owner may read it.")
 

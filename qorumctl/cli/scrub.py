@@ -16,8 +16,10 @@ from qorumctl.units import parse_rate
 
 if TYPE_CHECKING:
     from qorumctl.cli.steering import Steering
+    from qorumctl.controller.ledger import Ledger
     from qorumctl.controller.options import ScrubOptions
     from qorumctl.controller.sets import QuorumSets
+    from qorumctl.core.tally import Tally
     from qorumctl.model.report import ScrubReport
 
 
@@ -91,6 +93,7 @@ def _options(
 
 async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options: ScrubOptions) -> int:
     """One set after the other: their copies may share disks. Every definition is read before the first is touched."""
+    from qorumctl.cli.json_stream import scrub_document
     from qorumctl.cli.progress import display
     from qorumctl.cli.steering import Steering, steered
     from qorumctl.controller.observer import ScrubControl
@@ -109,7 +112,11 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
                 if steering.stopped:
                     break
                 try:
-                    report = await sets.scrub(name, options, observer=shown, control=steering.control)
+                    report = await sets.scrub(
+                        name, options, observer=shown, control=steering.control, with_findings=False
+                    )
+                    ledger = sets.ledger(name, report.run)
+                    tally = ledger.tally()
                 except QorumError as error:
                     code = error.exit_code
                     if steering.stopped and error.code == "interrupted":
@@ -125,20 +132,21 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
                     documents.append(error_document(error, code))
                     outlet.complain(error, of_set=name, exit_code=code)
                 else:
-                    codes.append(exit_codes.of_scrub(report, interrupted=steering.interrupted))
-                    documents.append(report.model_dump(mode="json", by_alias=True))
+                    codes.append(exit_codes.of_scrub(report, tally=tally, interrupted=steering.interrupted))
+                    documents.append(scrub_document(report, ledger.findings()))
                     shown.hide()
-                    _tell(outlet, report, steering)
+                    _tell(outlet, report, ledger, tally, steering)
     if outlet.as_json:
         outlet.json(documents[0] if single else {"sets": documents})
     return exit_codes.worst([*codes, *_left_undone(steering, len(names) - len(codes))])
 
 
-def _tell(outlet: Outlet, report: ScrubReport, steering: Steering) -> None:
+def _tell(outlet: Outlet, report: ScrubReport, ledger: Ledger, tally: Tally, steering: Steering) -> None:
     from qorumctl.cli import render_scrub
 
     if not outlet.as_json and not outlet.is_logged:
-        outlet.show(*render_scrub.scrub(report, interrupted=steering.interrupted))
+        worst = ledger.worst(render_scrub.MOST_ROWS, tally)
+        outlet.show(*render_scrub.scrub(report, tally=tally, worst=worst, interrupted=steering.interrupted))
 
 
 def _left_undone(steering: Steering, sets: int) -> list[int]:
@@ -171,13 +179,18 @@ def cancel(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: 
 
 
 def _ask_to_stop(outlet: Outlet, name: str, command: str) -> None:
+    from qorumctl.cli.json_stream import scrub_document
     from qorumctl.cli.render import words
     from qorumctl.cli.scrub_words import asked_to_stop
     from qorumctl.controller.sets import QuorumSets
 
     sets = QuorumSets()
-    report = asyncio.run(sets.pause(name) if command == "pause" else sets.cancel(name))
-    outlet.document(report, words(asked_to_stop(report, command)))
+    ask = sets.pause if command == "pause" else sets.cancel
+    report = asyncio.run(ask(name, with_findings=False))
+    if outlet.as_json:
+        outlet.json(scrub_document(report, sets.ledger(name, report.run).findings()))
+    else:
+        outlet.show(words(asked_to_stop(report, command)))
 
 
 def history(ctx: typer.Context, name: SetName, as_json: AsJson = False, verbose: Verbose = False) -> None:

@@ -180,7 +180,10 @@ def _tell(outlet: Outlet, sets: QuorumSets, done: Result) -> None:
     if outlet.is_logged:
         return
     if not outlet.as_json and done.recovery is not None:
-        outlet.show(*render_scrub.scrub(sets.report(done.set, done.recovery)))
+        ledger = sets.ledger(done.set, done.recovery)
+        tally = ledger.tally()
+        worst = ledger.worst(render_scrub.MOST_ROWS, tally)
+        outlet.show(*render_scrub.scrub(ledger.report(), tally=tally, worst=worst))
     outlet.document(done, *render.result(done))
 
 

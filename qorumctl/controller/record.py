@@ -103,7 +103,7 @@ def refuse_doubt(context: SetContext, spec: SetSpec, recovery: ScrubReport) -> N
     with context.store(read_only=True) as store:
         if not in_doubt(store):
             return
-    count = len(recovery.findings)
+        count = store.of_run(recovery.run).number()
     raise RefusedError(
         f"The record of which copies of {spec.name} have missed writes was lost, and they differ in {count} range"
         f"{'' if count == 1 else 's'}, where the majority may be out of date; no guest was let in.",

@@ -24,7 +24,8 @@ _log = logging.getLogger("qorumctl.scrub")
 
 
 async def scrub(context: SetContext, options: ScrubOptions, observer: Observer, control: ScrubControl) -> ScrubReport:
-    """Under the set's lock. Resumes an unfinished run of the same kind, or begins a new one."""
+    """Under the set's lock. Resumes an unfinished run of the same kind, or begins a new one. The report comes without
+    the findings."""
     running = context.pid() is not None
     await succession.settle_leftovers(context)
     spec = serving.spec_in_force(context) if running else context.spec()
@@ -84,7 +85,7 @@ async def _scrub_stopped(
 
 
 async def ask(context: SetContext, what: Request) -> ScrubReport:
-    """`pause` and `cancel`: returns the run's report when it has stopped, and the set is free."""
+    """`pause` and `cancel`: returns the run's report, without findings, when it has stopped, and the set is free."""
     with context.store() as store:
         holder = SetLock.held_by(context.state_dir)
         asked = store.request(what, holder[0]) if holder is not None else None
@@ -93,7 +94,7 @@ async def ask(context: SetContext, what: Request) -> ScrubReport:
                 # Under the lock: a scrub that begins meanwhile would find its run taken away.
                 with context.lock("cancel"):
                     store.abandon_run(unfinished.id)
-                return store.scrub_report(unfinished.id)
+                return store.scrub_report(unfinished.id, with_findings=False)
             raise RefusedError(
                 f"No scrub of {context.name} is running.",
                 remedy=f"See 'qorumctl history {context.name}'.",
@@ -113,7 +114,7 @@ async def ask(context: SetContext, what: Request) -> ScrubReport:
                     set_name=context.name,
                 )
             await asyncio.sleep(_POLL_S)
-        return store.scrub_report(asked.id)
+        return store.scrub_report(asked.id, with_findings=False)
 
 
 def _settles_an_unclean_stop(spec: SetSpec, report: ScrubReport) -> bool:

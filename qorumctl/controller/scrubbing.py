@@ -76,7 +76,8 @@ class ScrubJob:
 
 
 async def run(context: SetContext, job: ScrubJob, observer: Observer, control: ScrubControl) -> ScrubReport:
-    """Carries one run out, under the set's lock, which the caller holds. Returns its report, finished or not.
+    """Carries one run out, under the set's lock, which the caller holds. Returns its report, finished or not, without
+    the findings: there may be a million.
 
     Raises what the daemon, a copy or the store raises; the run is then on record as failed, and can be resumed.
     """
@@ -111,7 +112,7 @@ def _run(
             # Where that cannot be noted either, the run reads as cut off: it can be resumed all the same.
             with contextlib.suppress(StoreError):
                 store.fail_run(record.id, str(error))
-                telling.scrub_ended(job.spec.name, store.scrub_report(record.id), failed=True)
+                _tell_ended(store, job, record.id, failed=True)
             raise
         finally:
             with contextlib.suppress(StoreError):
@@ -124,9 +125,13 @@ def _run(
             store.abandon_run(record.id)
         else:
             store.suspend_run(record.id)
-        report = store.scrub_report(record.id)
-        telling.scrub_ended(job.spec.name, report)
-        return report
+        return _tell_ended(store, job, record.id)
+
+
+def _tell_ended(store: Store, job: ScrubJob, run_id: int, *, failed: bool = False) -> ScrubReport:
+    report = store.scrub_report(run_id, with_findings=False)
+    telling.scrub_ended(job.spec.name, report, store.of_run(run_id).number(), failed=failed)
+    return report
 
 
 def _rewrite(

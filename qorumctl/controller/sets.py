@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -33,11 +33,12 @@ from qorumctl.controller import (
 from qorumctl.controller.attach import GUEST_MEMORY_BYTES, attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.hooks import Hooks
+from qorumctl.controller.ledger import Ledger
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
 from qorumctl.daemon.front import FrontOptions
 from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, UsageError
-from qorumctl.model.report import History, ScrubReport
+from qorumctl.model.report import FindingDocument, History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
     AttachReport,
@@ -313,10 +314,19 @@ class QuorumSets:
             return store.history()
 
     def report(self, name: str, run: int | None = None) -> ScrubReport:
-        """One run with its findings, those of the newest where none is named. StoreError where there is no such run."""
+        """One run with its findings, those of the newest where none is named. StoreError where there is no such run.
+        All of them are in memory, 5 KB each: where there may be very many, see `findings`."""
         context = self._defined(name)
         with context.store(read_only=True) as store:
             return store.scrub_report(dossier.run_of(store, name, run))
+
+    def findings(self, name: str, run: int | None = None) -> Iterator[FindingDocument]:
+        """Those of a run by offset, one after the other, in flat memory. StoreError as `report`."""
+        return self.ledger(name, run).findings()
+
+    def ledger(self, name: str, run: int | None = None) -> Ledger:
+        """A run of however many findings, bit by bit. As `dossier`, it is for the command line."""
+        return Ledger(self._defined(name), run)
 
     async def dossier(self, name: str, run: int | None, wanted: dossier.Wanted) -> dossier.Dossier:
         """All that a page about one run tells, of however many findings. Raises what `report` does. What it returns is
@@ -332,9 +342,11 @@ class QuorumSets:
         *,
         observer: Observer | None = None,
         control: ScrubControl | None = None,
+        with_findings: bool = True,
     ) -> ScrubReport:
         """Resumes an unfinished run of the same kind, or begins a new one. Returns its report, finished or not: damage
-        is in `outcome` and `findings`, never an exception.
+        is in `outcome` and `findings`, never an exception. Without `with_findings` they stay on record, to be had one
+        after the other from `findings`: a report holds all of them in memory.
 
         RefusedError where something would have to be repaired and may not be (the set is stopped, or its policy is
         "report"); CopyError, DaemonError, StoreError where the run could not go on: it is on record as failed, and the
@@ -342,16 +354,19 @@ class QuorumSets:
         """
         context = self._defined(name)
         async with _at_work(context, "scrub"):
-            return await scrub_commands.scrub(context, options, observer or Silent(), control or ScrubControl())
+            report = await scrub_commands.scrub(context, options, observer or Silent(), control or ScrubControl())
+            return self.report(name, report.run) if with_findings else report
 
-    async def pause(self, name: str) -> ScrubReport:
+    async def pause(self, name: str, *, with_findings: bool = True) -> ScrubReport:
         """Asks a running scrub to stop, and waits until it has, at most `timeouts.stop_s`. The next scrub resumes it.
         RefusedError where none runs."""
-        return await scrub_commands.ask(self._defined(name), "pause")
+        report = await scrub_commands.ask(self._defined(name), "pause")
+        return self.report(name, report.run) if with_findings else report
 
-    async def cancel(self, name: str) -> ScrubReport:
+    async def cancel(self, name: str, *, with_findings: bool = True) -> ScrubReport:
         """Like `pause`, and also for a paused one: it is not resumed."""
-        return await scrub_commands.ask(self._defined(name), "cancel")
+        report = await scrub_commands.ask(self._defined(name), "cancel")
+        return self.report(name, report.run) if with_findings else report
 
     # -- copies
 

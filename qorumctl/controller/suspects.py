@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qorumctl.core.findings import Action
 from qorumctl.daemon.graph import copy_of_key
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import RunRecord, Store
@@ -52,10 +51,9 @@ def clear_compared(store: Store, spec: SetSpec, run_id: int) -> None:
         return
     # What was away was not looked at; nor was the image that is to take a copy's place, which has marks of its own.
     compared, left = set(run.parameters.get(_COPIES, spec.copy_names)), set[str]()
-    for finding in store.findings(run_id):
-        if finding.action is not Action.REPAIRED:
-            # Where an unclean stop explains the difference, nobody is named: it may be in any copy.
-            left.update(finding.copies or spec.copy_names)
+    for names in store.of_run(run_id).left_in():
+        # Where an unclean stop explains the difference, nobody is named: it may be in any copy.
+        left.update(names or spec.copy_names)
     proven = compared - left
     settled = {s.key: noted[s.key] for s in store.suspicions() if s.key in noted and s.copy in proven}
     store.clear_suspicions(settled, run=run_id)

@@ -45,7 +45,7 @@ def scrub_begun(set_name: str, run: int, mode: str, resumed_at_bytes: int | None
     )
 
 
-def scrub_ended(set_name: str, report: ScrubReport, *, failed: bool = False) -> None:
+def scrub_ended(set_name: str, report: ScrubReport, findings: int, *, failed: bool = False) -> None:
     outcome = "failed" if failed else report.outcome
     level, words = _ENDS[outcome]
     tell(
@@ -56,7 +56,7 @@ def scrub_ended(set_name: str, report: ScrubReport, *, failed: bool = False) -> 
         run=report.run,
         mode=report.mode,
         outcome=outcome,
-        findings=len(report.findings),
+        findings=findings,
         scanned=report.scanned_bytes,
         busy=report.busy_bytes,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from qorumctl.core.findings import Fate
 from qorumctl.core.ranges import Range
 
-_MOST_PLACES = 5
+MOST_PLACES = 5
 
 
 @dataclass(slots=True)
@@ -22,13 +22,17 @@ class Sum:
     of_no_copy: int = 0
     places: list[Range] = field(default_factory=list)
 
-    def add(self, at: Range, copies: Sequence[str]) -> None:
-        self.number += 1
-        self.size_bytes += at.length
-        self.of_no_copy += not copies
+    def add_many(self, number: int, size_bytes: int, copies: Sequence[str]) -> None:
+        """Findings that blame the same copies, wherever they are."""
+        self.number += number
+        self.size_bytes += size_bytes
+        self.of_no_copy += 0 if copies else number
         for name in copies:
-            self.by_copy[name] = self.by_copy.get(name, 0) + 1
-        if len(self.places) < _MOST_PLACES:
+            self.by_copy[name] = self.by_copy.get(name, 0) + number
+
+    def add(self, at: Range, copies: Sequence[str]) -> None:
+        self.add_many(1, at.length, copies)
+        if len(self.places) < MOST_PLACES:
             self.places.append(at)
 
 

@@ -48,9 +48,10 @@ def outcome_of(run: RunRecord) -> Outcome:
     return "failed" if run.state is RunState.FAILED else "unfinished"
 
 
-def findings(database: Database, run_id: int, where: str = "") -> Iterator[FindingDocument]:
-    """The findings of a run by offset, without the guest's data. `where`: ours, more conditions."""
-    for rows in _pages(database, "*", run_id, where):
+def findings(database: Database, run_id: int, where: str = "", *, most: int | None = None) -> Iterator[FindingDocument]:
+    """The findings of a run by offset, without the guest's data. `where`: ours, more conditions. `most`: of which no
+    more are asked for."""
+    for rows in pages(database, "*", run_id, where, page_rows=min(most or _PAGE_ROWS, _PAGE_ROWS)):
         marks = ", ".join("?" for _ in rows)
         votes: dict[int, dict[str, list[str]]] = defaultdict(dict)
         for vote in database.rows(
@@ -68,7 +69,9 @@ def lost_findings(database: Database, run_id: int) -> Iterator[FindingDocument]:
     return (found for found in findings(database, run_id, some) if is_lost(found.verdict, found.action))
 
 
-def _pages(database: Database, columns: str, run_id: int, where: str = "") -> Iterator[list[sqlite3.Row]]:
+def pages(
+    database: Database, columns: str, run_id: int, where: str = "", *, page_rows: int = _PAGE_ROWS
+) -> Iterator[list[sqlite3.Row]]:
     """Rows of the findings of a run, by offset. `columns` have `start` and `id` among them."""
     # A row with a place before the disk's beginning is damage of the database, to be told and not passed over.
     start, last_id = -_LARGEST_ID, -1
@@ -76,10 +79,10 @@ def _pages(database: Database, columns: str, run_id: int, where: str = "") -> It
         rows = database.rows(
             f"SELECT {columns} FROM findings WHERE run = ? AND (start, id) > (?, ?) {where}"  # noqa: S608 - constants
             " ORDER BY start, id LIMIT ?",
-            (run_id, start, last_id, _PAGE_ROWS),
+            (run_id, start, last_id, page_rows),
         )
         yield rows
-        if len(rows) < _PAGE_ROWS:
+        if len(rows) < page_rows:
             return
         start, last_id = rows[-1]["start"], rows[-1]["id"]
 
@@ -311,7 +314,7 @@ def open_findings(database: Database, verdict: FindingVerdict | None = None) -> 
     where = f"AND action IN {_OPEN}" + (f" AND verdict = '{verdict}'" if verdict else "")
     replaced = chronicle.replaced(database)
     for run, later in _runs_not_outdated(database):
-        for rows in _pages(database, "id, start, length, verdict, newest_run, copies", run.id, where):
+        for rows in pages(database, "id, start, length, verdict, newest_run, copies", run.id, where):
             yield from database.parse(partial(_still_open, rows, later, replaced))
 
 

@@ -28,6 +28,7 @@ from qorumctl.store.records import Request, RunRecord, RunState, now, run_from_r
 from qorumctl.store.replacing import Replacement
 from qorumctl.store.reports import OpenDamage, OpenFinding
 from qorumctl.store.suspicions import Suspicion
+from qorumctl.store.tallies import RunFindings
 from qorumctl.store.totals import FatesByRun, ScrubTotals
 
 _MOST_EVENTS = 10_000
@@ -285,6 +286,10 @@ class Store:
     def scrub_report(self, run_id: int, *, with_findings: bool = True) -> ScrubReport:
         run = self._existing(run_id)
         return reports.scrub_report(self._database, self._set_name, run, with_findings=with_findings)
+
+    def of_run(self, run_id: int) -> RunFindings:
+        """The findings of a run: one after the other, as sums, and those that ended worst."""
+        return RunFindings(self._database, run_id)
 
     def run_summary(self, run: RunRecord) -> RunSummary:
         return reports.run_summary(self._database, run)
