@@ -225,8 +225,6 @@ def _record(store: Store, job: ScrubJob) -> RunRecord:
 
 def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
     checkpoint = record.checkpoint
-    # Ranges that stay busy lie behind the cursor and are looked at again at the end.
-    ahead = min([checkpoint.cursor_bytes, *(r.offset for r in checkpoint.busy)])
     rate = job.options.rate_bytes_per_s or job.spec.scrub.rate
     return ScrubPlan(
         size_bytes=job.spec.size,
@@ -241,7 +239,7 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
         cause=job.cause,
         checkpoint=checkpoint,
         pending=store.pending_findings(record.id),
-        settled=store.settled_ranges(record.id, ahead),
+        settled=store.settled_ranges(record.id, checkpoint.cursor_bytes, checkpoint.busy),
     )
 
 

@@ -63,6 +63,10 @@ class CopyReader(Protocol):
         on a disk that takes its time over each: `between_reads` is called after each failure, with nothing
         outstanding, and what it raises ends the reading."""
 
+    def observe_many(self, ranges: Sequence[Range]) -> list[Observation | None]:
+        """As `observe` of each, all asked for at once, so for few of them and few bytes: nothing is outstanding on
+        return. None where the read failed: which sectors cannot be read only `observe` tells."""
+
     def zero_ranges(self, within: Range) -> list[Range]:
         """The parts of `within` that read as zero by block status, without reading them."""
 

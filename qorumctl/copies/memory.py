@@ -105,6 +105,9 @@ class MemoryCopy:
     def observe(self, at: Range, *, between_reads: Callable[[], None] = carry_on) -> Observation:
         return observe_by_halving(self._read, at, between_reads)
 
+    def observe_many(self, ranges: Sequence[Range]) -> list[Observation | None]:
+        return [None if (data := self._read(at)) is None else Observation(data) for at in ranges]
+
     def zero_ranges(self, within: Range) -> list[Range]:
         self._check_available()
         return intersect([within], coalesce(Range(s * SECTOR_BYTES, SECTOR_BYTES) for s in self.holes))

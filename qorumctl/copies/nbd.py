@@ -54,6 +54,9 @@ class NbdCopy:
     def observe(self, at: Range, *, between_reads: Callable[[], None] = carry_on) -> Observation:
         return observe_by_halving(self._link.read, at, between_reads)
 
+    def observe_many(self, ranges: Sequence[Range]) -> list[Observation | None]:
+        return [None if data is None else Observation(data) for data in self._link.read_many(ranges)]
+
     def zero_ranges(self, within: Range) -> list[Range]:
         if self._status_link is None:
             self._status_link = NbdLink(

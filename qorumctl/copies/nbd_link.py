@@ -11,6 +11,7 @@ import contextlib
 import errno
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_UNIX, SHUT_RDWR, SOCK_STREAM, fromfd
@@ -66,6 +67,24 @@ class _Rooms:
 
 
 ROOMS = _Rooms()
+
+
+class _Views:
+    """The beginnings of rooms as libnbd takes them, each made once: it never lets go of one that it was given (see
+    _Rooms), and a new one for each request cost 322 bytes of memory: 2 GB in a scrub with a million findings."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int], Any] = {}
+
+    def of(self, room: bytearray, length: int) -> Any:
+        view = self._made.get((id(room), length))
+        if view is None:
+            # It holds the room, so that no other ever has its id.
+            view = self._made[id(room), length] = nbd.Buffer.from_buffer(memoryview(room)[:length])
+        return view
+
+
+_VIEWS = _Views()
 
 
 class NbdLink:
@@ -135,9 +154,9 @@ class NbdLink:
 
         None: the content does not matter; for one read at a time, of at most 1 MiB.
         """
-        room = memoryview(self._scratch if into is None else into)[: at.length]
+        view = _VIEWS.of(self._scratch if into is None else into, at.length)
         try:
-            cookie = self._nbd.aio_pread(nbd.Buffer.from_buffer(room), at.offset)
+            cookie = self._nbd.aio_pread(view, at.offset)
         except nbd.Error as error:
             raise self._gone(f"cannot be read at offset {at.offset}: {_words(error)}") from None
         return Ticket(at, cookie)
@@ -193,6 +212,23 @@ class NbdLink:
             data += memoryview(self._scratch)[: piece.length]
         return data
 
+    def read_many(self, ranges: Sequence[Range]) -> list[bytearray | None]:
+        """As `read` of each, all under way at once. Not more of them, or of their bytes, than one wants to wait for:
+        nothing is outstanding on return. Where it raises, the connection is closed."""
+        rooms = [ROOMS.take(at.length) for at in ranges]
+        try:
+            tickets = [self.submit_read(at, room) for at, room in zip(ranges, rooms, strict=True)]
+            answered = [self.complete(ticket) for ticket in tickets]
+        except BaseException:
+            # Their rooms are left behind: what is under way may still be written into them.
+            self.close()
+            raise
+        answers: list[bytearray | None] = []
+        for at, room, has_it in zip(ranges, rooms, answered, strict=True):
+            answers.append(room[: at.length] if has_it else None)
+            ROOMS.give(room)
+        return answers
+
     def write(self, offset_bytes: int, data: bytes) -> bool:
         """False where the server refuses the write."""
         return self.complete(self.submit_write(offset_bytes, data))
@@ -202,7 +238,7 @@ class NbdLink:
         room = ROOMS.take(len(data))
         room[: len(data)] = data
         try:
-            cookie = self._nbd.aio_pwrite(nbd.Buffer.from_buffer(memoryview(room)[: len(data)]), offset_bytes)
+            cookie = self._nbd.aio_pwrite(_VIEWS.of(room, len(data)), offset_bytes)
         except nbd.Error as error:
             raise self._gone(f"cannot be written at offset {offset_bytes}: {_words(error)}") from None
         self._writing[cookie] = room

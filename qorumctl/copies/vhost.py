@@ -74,6 +74,9 @@ class VhostCopy:
     def observe(self, at: Range, *, between_reads: Callable[[], None] = carry_on) -> Observation:
         return self._nbd.observe(at, between_reads=between_reads)
 
+    def observe_many(self, ranges: Sequence[Range]) -> list[Observation | None]:
+        return self._nbd.observe_many(ranges)
+
     def zero_ranges(self, within: Range) -> list[Range]:
         return self._nbd.zero_ranges(within)
 

@@ -12,7 +12,7 @@ or answer, so one of ours, unread, would hold up every guest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qorumctl.copies.base import CopyReader
@@ -22,6 +22,13 @@ from qorumctl.scrub.dead import give_up_if_dead
 from qorumctl.scrub.evidence import ObservedRun, cut, examine
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Fence, StopReason, Supervisor, Watch
+from qorumctl.units import MIB
+
+_GROUP_RANGES = 16
+"""Reads under way at once: as many requests as QEMU's server takes of a client. One at a time cost 95 us each, these 42
+us (a sector over NBD): of a million scattered findings each is read six times."""
+_GROUP_BYTES = MIB
+"""... unless it is one read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,18 @@ class Round:
     damaged: list[ObservedRun]
     busy: list[Range]
     written_before: list[Range]
+
+
+def _groups(windows: Sequence[Range]) -> Iterator[list[Range]]:
+    """Windows to be read at once, in order."""
+    group: list[Range] = []
+    for window in windows:
+        if group and (len(group) == _GROUP_RANGES or total_bytes(group) + window.length > _GROUP_BYTES):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
 
 
 class Stopped(Exception):
@@ -61,7 +80,7 @@ class Confirmer:
             if flush:
                 self.flush()
             windows = self._windows(asked.ranges)
-            runs = [run for window in windows for run in self._observe(window)]
+            runs = [run for group in _groups(windows) for run in self._observe(group)]
             self._give_up_on_the_dead(runs, windows)
             self._fence.freeze([watch] if earlier is None else [earlier, watch])
             differing = [part for run in runs for part in cut(run, asked.parts_of(run.range))]
@@ -111,10 +130,16 @@ class Confirmer:
                 windows.append(r)
         return [piece for window in windows for piece in split([window], self._plan.tuning.confirm_bytes)]
 
-    def _observe(self, window: Range) -> list[ObservedRun]:
+    def _observe(self, group: Sequence[Range]) -> Iterator[ObservedRun]:
+        """Several windows of each copy with one round trip; one by one only where a copy cannot read all of it."""
         self._supervisor.suspend_if_requested()
-        seen = {reader.name: reader.observe(window, between_reads=self._heed) for reader in self._readers}
-        return examine(window, seen, self._plan)
+        answers = [reader.observe_many(group) for reader in self._readers]
+        for window, *seen in zip(group, *answers, strict=True):
+            read = {reader.name: one for reader, one in zip(self._readers, seen, strict=True) if one is not None}
+            for reader in self._readers:
+                if reader.name not in read:
+                    read[reader.name] = reader.observe(window, between_reads=self._heed)
+            yield from examine(window, {reader.name: read[reader.name] for reader in self._readers}, self._plan)
 
     def _heed(self) -> None:
         """Between reads that fail, each of which may take seconds. Raises Stopped: what this round was for is on record

@@ -46,6 +46,7 @@ class Scrub:
         self._repairer = Repairer(self._confirmer, fence, plan, supervisor)
         self._settled = list(plan.settled)
         self._unproven: dict[int, Finding] = {}
+        self._stayed_busy = 0
         start = max(plan.within.offset, plan.checkpoint.cursor_bytes)
         self._checkpoint = replace(plan.checkpoint, cursor_bytes=start)
 
@@ -62,6 +63,8 @@ class Scrub:
             if reason := self._pause():
                 return reason
             self._scan_segment()
+            if reason := self._catch_up():
+                return reason
         if reason := self._look_at_busy_again():
             return reason
         return self._prove_the_rest()
@@ -69,6 +72,16 @@ class Scrub:
     def _pause(self) -> StopReason | None:
         self._supervisor.suspend_if_requested()
         return self._supervisor.stop_requested()
+
+    def _catch_up(self) -> StopReason | None:
+        """What was put off to the end is come back to early where it would fill memory and the record: just as it is at
+        the end, and from the same checkpoint."""
+        most = self._plan.tuning.put_off_ranges
+        if len(self._checkpoint.busy) >= self._stayed_busy + most:
+            if reason := self._look_at_busy_again():
+                return reason
+            self._stayed_busy = len(self._checkpoint.busy)
+        return self._prove_the_rest() if len(self._unproven) >= most else None
 
     def _settle_pending(self) -> None:
         """Findings whose repair a crash interrupted: look first, heal only what a fresh vote still outvotes."""

@@ -27,6 +27,9 @@ class Tuning:
     busy_rounds: int = 3
     """Confirmations of a range that guests keep writing before it is put off to the end of the run."""
     final_busy_rounds: int = 8
+    put_off_ranges: int = 4096
+    """Ranges that guests kept writing, or repairs that these kept from being proven, which are put off: with more of
+    them the run does not wait for its end. They are in memory, with their evidence."""
     repair_rounds: int = 8
     """Verifications of a healed range that guests keep writing."""
     heal_bytes: tuple[int, ...] = (64 * KIB, 4 * KIB, SECTOR_BYTES)

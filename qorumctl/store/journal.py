@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from qorumctl.core.findings import Action, Checkpoint, Finding
-from qorumctl.core.ranges import Range
+from qorumctl.core.ranges import Range, RangeSet
 from qorumctl.errors import StoreError
-from qorumctl.store import announcing
+from qorumctl.store import announcing, reports
 from qorumctl.store.database import Database
 from qorumctl.store.faults import FAULT_COLUMNS, Judge
 from qorumctl.store.records import (
@@ -147,14 +147,22 @@ def _finding(database: Database, row: sqlite3.Row) -> Finding:
     return database.parse(partial(finding_from_rows, row, versions))
 
 
-def settled_ranges(database: Database, run_id: int, from_offset: int) -> list[Range]:
-    """Damage beyond `from_offset`, ahead of the checkpoint, that is on record for good: a batch at the most.
+def settled_ranges(database: Database, run_id: int, from_offset: int, busy: Sequence[Range] = ()) -> list[Range]:
+    """Damage that is on record for good and is going to be met again: beyond `from_offset`, ahead of the checkpoint, a
+    batch at the most; and behind it in what was `busy`.
 
     Not what was repaired: it is scanned again, and if it is damaged anew that is a new finding.
     """
-    rows = database.rows(
-        "SELECT start, length FROM findings"
-        " WHERE run = ? AND action IN ('left', 'failed') AND start + length > ? ORDER BY start",
-        (run_id, from_offset),
-    )
-    return database.parse(lambda: [Range(row["start"], row["length"]) for row in rows])
+    again = RangeSet(busy)
+    first = min([from_offset, *(r.offset for r in again.ranges)])
+    where = f"AND action IN ('left', 'failed') AND start + length > {first}"
+    found: list[Range] = []
+    # In pages: one busy range at the disk's beginning, and all that was left is looked through.
+    for rows in reports.pages(database, "id, start, length", run_id, where):
+        ranges = database.parse(partial(_ranges, rows))
+        found += [r for r in ranges if r.end > from_offset or again.touches(r)]
+    return found
+
+
+def _ranges(rows: list[sqlite3.Row]) -> list[Range]:
+    return [Range(row["start"], row["length"]) for row in rows]

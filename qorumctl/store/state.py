@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -258,9 +258,9 @@ class Store:
         """What a resumed run settles first."""
         return journal.pending_findings(self._database, run_id)
 
-    def settled_ranges(self, run_id: int, from_offset: int) -> list[Range]:
-        """Damage beyond `from_offset` that stays and is on record: what a resumed run must not record again."""
-        return journal.settled_ranges(self._database, run_id, from_offset)
+    def settled_ranges(self, run_id: int, from_offset: int, busy: Sequence[Range] = ()) -> list[Range]:
+        """Damage beyond `from_offset`, or in `busy`, that is on record: what a resumed run must not record again."""
+        return journal.settled_ranges(self._database, run_id, from_offset, busy)
 
     def finding(self, finding_id: int) -> Finding | None:
         """With its evidence: samples of guest data, which go into no document."""
