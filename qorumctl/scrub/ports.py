@@ -85,4 +85,4 @@ class Journal(Protocol):
     def conclude(
         self, settled: Sequence[tuple[int, Finding]], findings: Sequence[Finding], checkpoint: Checkpoint
     ) -> None:
-        """Gives pending findings their final form, records those that need no repair, and moves the checkpoint."""
+        """Gives pending findings their last action, records those that need no repair, and moves the checkpoint."""

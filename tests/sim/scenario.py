@@ -171,4 +171,5 @@ def _tuning(dice: Random) -> Tuning:
         zero_window_bytes=SECTOR_BYTES * dice.choice([4, 16, 100]),
         zero_least_bytes=SECTOR_BYTES * dice.choice([1, 2]),
         sample_bytes=16,
+        put_off_ranges=dice.choice([1, 3, 1000]),
     )

@@ -40,13 +40,13 @@ def test_what_needs_no_repair_stands_as_it_is_in_the_same_batch(store: Store, jo
     assert store.finding(ids[0]) == no_majority(1)
 
 
-def test_settling_gives_the_final_form_and_moves_the_checkpoint(store: Store, journal: RunJournal) -> None:
+def test_settling_gives_the_last_action_and_moves_the_checkpoint(store: Store, journal: RunJournal) -> None:
     ids = journal.begin_repair([outvoted(1, Action.PENDING), outvoted(3, Action.PENDING)])
     journal.conclude([(ids[0], outvoted(1, Action.REPAIRED))], [], Checkpoint())
     run = store.run(journal.run_id)
     assert run is not None
     assert run.checkpoint.cursor_bytes == 0
-    final = outvoted(3, Action.FAILED, copies="ab")
+    final = outvoted(3, Action.FAILED)
     journal.conclude([(ids[1], final)], [], Checkpoint(10 * S, 10 * S, 0, {"a": 1}, 2, (Range(0, S),)))
     run = store.run(journal.run_id)
     assert run is not None
@@ -98,6 +98,17 @@ def test_a_resumed_run_knows_what_stays_damaged_ahead_of_it(store: Store, journa
     # What was repaired is scanned again: it may be damaged anew.
     journal.conclude([(ids[0], outvoted(12, Action.REPAIRED))], [], Checkpoint())
     assert store.settled_ranges(journal.run_id, 11 * S) == [Range(14 * S, S)]
+
+
+def test_a_resumed_run_knows_what_stays_damaged_in_what_was_busy(store: Store, journal: RunJournal) -> None:
+    """Behind the cursor only that is looked at again: all that was left there may be a million ranges."""
+    left = [outvoted(sector, Action.LEFT) for sector in range(1, 1400, 2)]
+    journal.conclude([], left, Checkpoint(1500 * S))
+    busy = [Range(2 * S, 2 * S), Range(1201 * S, 8 * S)]
+    assert store.settled_ranges(journal.run_id, 1390 * S, busy) == [
+        Range(sector * S, S) for sector in (3, 1201, 1203, 1205, 1207, 1391, 1393, 1395, 1397, 1399)
+    ]
+    assert store.settled_ranges(journal.run_id, 1500 * S) == []
 
 
 def test_threads_share_a_store(store: Store, journal: RunJournal) -> None:

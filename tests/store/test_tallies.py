@@ -36,7 +36,8 @@ def test_the_sums_are_those_of_the_findings(store: Store) -> None:
     added_up = digest.tally_of(again.all())
     assert again.tally() == added_up
     assert again.number() == added_up.number == 220
-    assert added_up.again.number and all(found.number for found in added_up.by_fate.values())
+    assert added_up.again.number
+    assert all(found.number for found in added_up.by_fate.values())
 
 
 @pytest.mark.parametrize("most", [1, 20, 70, 1000])
