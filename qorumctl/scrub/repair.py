@@ -40,6 +40,7 @@ class Repairer:
         self._fence = fence
         self._plan = plan
         self._supervisor = supervisor
+        self._in_large = True
 
     def repair(self, findings: Mapping[int, Finding], *, just_confirmed: bool) -> dict[int, Finding]:
         """Heals and verifies. Returns by id, in their final form, the findings that were brought to an end; the others
@@ -73,13 +74,30 @@ class Repairer:
         are thousands."""
         if not patient.to_heal:
             return
-        for piece in split(patient.to_heal, self._plan.tuning.heal_bytes[patient.heals]):
+        most_bytes = self._plan.tuning.heal_bytes[patient.heals]
+        for piece in self._pieces(patient, most_bytes):
             self._supervisor.suspend_if_requested()
             if self._supervisor.stop_requested() is not None:
                 return
-            self._fence.heal(piece)
+            done = self._fence.heal(piece)
+            if piece.length > most_bytes:
+                self._in_large = done
         patient.heals += 1
         patient.to_heal = []
+
+    def _pieces(self, patient: _Patient, most_bytes: int) -> Iterator[Range]:
+        """The first time whole large pieces, until one of them does not get through: guests write there, or another
+        copy was damaged in it just now. Then that one again in small ones, as the rest."""
+        large_bytes = self._plan.tuning.large_heal_bytes
+        if patient.heals:
+            yield from split(patient.to_heal, most_bytes)
+            return
+        for piece in split(patient.to_heal, max(large_bytes, most_bytes)):
+            if self._in_large and piece.length == large_bytes > most_bytes:
+                yield piece
+                if self._in_large:
+                    continue
+            yield from split([piece], most_bytes)
 
     def _judge(self, patient: _Patient, seen: _Seen) -> Action | None:
         """The finding's end, or None when it has to be looked at again."""

@@ -99,6 +99,38 @@ def test_told_to_stop_within_a_finding_it_judges_nothing_of_it() -> None:
     assert bench.fence.healed == [sectors(0, 128)]
 
 
+LARGE = 2048
+"""Sectors of a MiB."""
+
+
+def test_what_is_wrong_throughout_is_healed_in_large_requests() -> None:
+    bench = Bench("A" * 4500, "A" + "X" * 4499, "A" * 4500)
+    assert actions(bench.repairer.repair(bench.findings(), just_confirmed=True)) == [Action.REPAIRED]
+    whole = [sectors(LARGE, LARGE)]
+    before = [sectors(1, 127), *(sectors(n, 128) for n in range(128, LARGE, 128))]
+    behind = [sectors(n, 128) for n in range(2 * LARGE, 4480, 128)] + [sectors(4480, 20)]
+    assert bench.fence.healed == before + whole + behind
+
+
+class Refusing(VotingFence):
+    """Nothing large gets through: guests write there, or two copies are damaged in it, each elsewhere."""
+
+    def heal(self, at: Range) -> bool:
+        if at.length > 64 << 10:
+            self.healed.append(at)
+            return False
+        return super().heal(at)
+
+
+def test_a_large_request_that_does_not_get_through_is_made_again_in_small_ones_and_is_the_last() -> None:
+    bench = Bench("A" * 2 * LARGE, "X" * 2 * LARGE, "A" * 2 * LARGE)
+    findings = bench.findings()
+    fence = Refusing(bench.copies)
+    repairer = Repairer(bench.confirmer, fence, bench.plan, bench.supervisor)
+    assert actions(repairer.repair(findings, just_confirmed=True)) == [Action.REPAIRED]
+    assert fence.healed == [sectors(0, LARGE), *(sectors(n, 128) for n in range(0, 2 * LARGE, 128))]
+
+
 class Volatile(MemoryCopy):
     """Acknowledges, and cannot confirm that anything is on stable storage."""
 

@@ -172,4 +172,5 @@ def _tuning(dice: Random) -> Tuning:
         zero_least_bytes=SECTOR_BYTES * dice.choice([1, 2]),
         sample_bytes=16,
         put_off_ranges=dice.choice([1, 3, 1000]),
+        large_heal_bytes=SECTOR_BYTES * dice.choice([2, 4, 16]),
     )
