@@ -7,7 +7,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,27 +19,42 @@ from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
 
-app = typer.Typer(
-    name="qorumctl",
-    help="Keeps a disk as three or more copies, votes on every sector, repairs the minority.",
-    epilog="See 'qorumctl COMMAND --help'. Exit codes: 'qorumctl scrub --help', 'qorumctl status --help'.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
-)
-
-for _command in (
+_COMMANDS = (
     sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
     scrub.scrub, scrub.pause, scrub.cancel, report.report, scrub.history, watch.watch, metrics.metrics,
     service.enable, service.disable,
     tools.attach, front.front, tools.doctor, tools.qmp, tools.schema,
-):  # fmt: skip
-    app.command(name=_command.__name__.removesuffix("_sets"))(_command)
-app.add_typer(copy.app, name="copy")
-app.add_typer(hooks.app, name="hooks")
-if importlib.util.find_spec("qorumctl.cli.demo") is not None:
-    app.command(name="demo")(tools.demo)
+)  # fmt: skip
+
+
+def grammar(only: str | None = None) -> typer.Typer:
+    """All commands, or the one that is asked for: to take thirty signatures apart costs as much as to run one."""
+    made = typer.Typer(
+        name="qorumctl",
+        help="Keeps a disk as three or more copies, votes on every sector, repairs the minority.",
+        epilog="See 'qorumctl COMMAND --help'. Exit codes: 'qorumctl scrub --help', 'qorumctl status --help'.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+    )
+    made.callback()(_globals)
+    commands: dict[str, Callable[..., None]] = {
+        command.__name__.removesuffix("_sets"): command for command in _COMMANDS
+    }
+    if importlib.util.find_spec("qorumctl.cli.demo") is not None:
+        commands["demo"] = tools.demo
+    groups = {"copy": copy.app, "hooks": hooks.app}
+    if only not in {*commands, *groups}:
+        only = None
+    for name, command in commands.items():
+        if only in {None, name}:
+            made.command(name=name)(command)
+    for name, group in groups.items():
+        if only in {None, name}:
+            made.add_typer(group, name=name)
+    return made
+
 
 # typer's own hierarchy of errors is not public, and moved between versions; its root is.
 _ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -51,7 +66,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _globals(
     ctx: typer.Context,
     as_json: AsJson = False,
@@ -119,7 +133,9 @@ def _run(given: list[str]) -> int:
 
         completion_init()
     try:
-        outcome = app(args=given or ["--help"], prog_name="qorumctl", standalone_mode=False, obj=outlet)
+        # The options before a command are all flags. What a shell asks to have completed comes without arguments.
+        named = next((word for word in given if not word.startswith("-")), None)
+        outcome = grammar(named)(args=given or ["--help"], prog_name="qorumctl", standalone_mode=False, obj=outlet)
         return outcome if isinstance(outcome, int) else 0
     except QorumError as error:
         outlet.error(error)

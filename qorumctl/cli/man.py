@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli.main import app
+from qorumctl.cli.main import grammar
 from qorumctl.cli.man_texts import (
     DEFINITION,
     ENVIRONMENT,
@@ -77,7 +77,7 @@ def _items(items: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _program() -> str:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(grammar())
     commands = list(_commands(root, "qorumctl"))
     synopsis = "\n.br\n".join(f".B {escaped(name)}\n{escaped(_usage(command, name))}" for name, command in commands)
     listed: list[str] = []
@@ -91,7 +91,7 @@ def _program() -> str:
         1,
         "keep a disk as three or more copies, vote on every sector, repair the minority",
         _section("SYNOPSIS", synopsis),
-        _section("DESCRIPTION", *_paragraphs(str(app.info.help), "What a set is: see qorum(7).")),
+        _section("DESCRIPTION", *_paragraphs(str(grammar().info.help), "What a set is: see qorum(7).")),
         _section("OPTIONS", *_items(_parameters(root, "qorumctl", everywhere=True))),
         _section("COMMANDS", *listed),
         _section("EXIT STATUS", *_paragraphs(EXIT_STATUS)),

@@ -6,34 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qorumctl import definitions
-from qorumctl.controller import (
-    creation,
-    deletion,
-    detaching,
-    dossier,
-    enabling,
-    fronting,
-    inspection,
-    interrupted,
-    record,
-    rejoining,
-    replacing,
-    schedule,
-    scrub_commands,
-    serving,
-    starting,
-    stopping,
-    succession,
-    textfile,
-    vetting,
-    watching,
-)
 from qorumctl.controller.attach import GUEST_MEMORY_BYTES, attachment
 from qorumctl.controller.context import SetContext
-from qorumctl.controller.hooks import Hooks
-from qorumctl.controller.ledger import Ledger
+from qorumctl.controller.deferred import Deferred
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
 from qorumctl.daemon.front import FrontOptions
@@ -53,6 +31,40 @@ from qorumctl.model.status import (
 )
 from qorumctl.paths import Directories, check_ours, directories
 from qorumctl.store import SetLock
+
+if TYPE_CHECKING:
+    from qorumctl.controller import (
+        creation,
+        deletion,
+        detaching,
+        dossier,
+        enabling,
+        fronting,
+        inspection,
+        interrupted,
+        record,
+        rejoining,
+        replacing,
+        schedule,
+        scrub_commands,
+        serving,
+        starting,
+        stopping,
+        succession,
+        textfile,
+        vetting,
+        watching,
+    )
+    from qorumctl.controller.hooks import Hooks
+    from qorumctl.controller.ledger import Ledger
+else:
+    # Each is imported when it is first used: of all this a command needs a part: 0.1 s of processor time.
+    for _name in (
+        "creation", "deletion", "detaching", "dossier", "enabling", "fronting", "inspection", "interrupted", "record",
+        "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting", "stopping", "succession",
+        "textfile", "vetting", "watching",
+    ):  # fmt: skip
+        globals()[_name] = Deferred(f"qorumctl.controller.{_name}")
 
 
 class QuorumSets:
@@ -326,6 +338,8 @@ class QuorumSets:
 
     def ledger(self, name: str, run: int | None = None) -> Ledger:
         """A run of however many findings, bit by bit. As `dossier`, it is for the command line."""
+        from qorumctl.controller.ledger import Ledger
+
         return Ledger(self._defined(name), run)
 
     async def dossier(self, name: str, run: int | None, wanted: dossier.Wanted) -> dossier.Dossier:
@@ -446,6 +460,8 @@ class QuorumSets:
     @property
     def hooks(self) -> Hooks:
         """Programs that are told of events: which there are, and whether they work."""
+        from qorumctl.controller.hooks import Hooks
+
         return Hooks(self._directories, self._defined)
 
     # -- the expert's door

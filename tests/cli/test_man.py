@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from qorumctl.cli import man
-from qorumctl.cli.main import app
+from qorumctl.cli.main import grammar
 from qorumctl.cli.man_texts import EXAMPLE, WORDS
 from qorumctl.model.spec import SetSpec
 
@@ -34,7 +34,7 @@ def test_the_committed_pages_are_these() -> None:
 def test_every_command_and_every_option_is_there() -> None:
     text = plain("qorumctl.1")
     found = 0
-    for name, command in man._commands(typer.main.get_command(app), "qorumctl"):
+    for name, command in man._commands(typer.main.get_command(grammar()), "qorumctl"):
         section = text.partition(f'.SS "{name} ')[2].partition("\n.S")[0]
         own = [p for p in command.params if not {"--json", "--verbose"}.intersection(p.opts) and not p.hidden]
         for parameter in own:
