@@ -208,7 +208,7 @@ def _fresh(spec: SetSpec) -> str:
     if "rate" in values["scrub"]:
         scrub.add("rate", tomlkit.item(values["scrub"]["rate"]).comment("the most read from each copy"))
     else:
-        scrub.add(tomlkit.comment('rate = "200MiB/s" would cap what is read from each copy'))
+        scrub.add(tomlkit.comment('rate = "200MiB/s" caps what is read from each copy; without, guests come first'))
     document.add("scrub", scrub)
     return tomlkit.dumps(document)
 

@@ -17,6 +17,9 @@ _FACTORS |= {letter: _FACTORS[f"{letter}iB"] for letter in "KMGT"}
 _BY_LOWER_CASE = {name.lower(): factor for name, factor in _FACTORS.items()}
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*([a-zA-Z]*)")
 
+_BUDGET = re.compile(r"([1-9]\d{0,4})(s|min|h)")
+_SECONDS = {"h": 3600, "min": 60, "s": 1}
+
 
 def parse_size(text: str | int) -> int:
     """`20GiB`, `512`, `1.5T` -> bytes. Powers of 1024 only: `GB` is refused, it would be ambiguous.
@@ -44,6 +47,24 @@ def parse_rate(text: str | int) -> int:
     if value == 0:
         raise UsageError("A rate of 0 would never finish.", remedy="Leave the rate out for no limit.")
     return value
+
+
+def parse_budget(text: str) -> int:
+    """`4h`, `90min`, `30s`: how long something may take, in seconds. 0: as long as it does. Raises UsageError."""
+    if text == "0":
+        return 0
+    match = _BUDGET.fullmatch(text)
+    if match is None:
+        raise UsageError(f"'{text}' is not a time that a scrub may take.", remedy="Use one such as 4h, 90min, or 0.")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def format_budget(seconds: int) -> str:
+    """As `parse_budget` reads it: 14400 -> `4h`."""
+    for name, factor in _SECONDS.items():
+        if seconds and seconds % factor == 0:
+            return f"{seconds // factor}{name}"
+    return "0"
 
 
 def format_size(size_bytes: int) -> str:

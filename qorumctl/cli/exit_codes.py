@@ -1,7 +1,7 @@
 """Exit codes, from documents alone (docs: `qorumctl scrub --help`).
 
 scrub   0 nothing found   1 it could not be done   2 usage   3 damage found, all repaired   4 damage found and left
-        5 ranges without a majority   6 unfinished (paused, cancelled, SIGTERM)   130 Ctrl-C
+        5 ranges without a majority   6 unfinished (paused, cancelled, SIGTERM, out of time)   130 Ctrl-C
 status  0 healthy   4 degraded   5 damaged   1 stopped, stalled or failed
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -211,7 +212,8 @@ def scrub_line(one: SetStatus) -> str:
         first, length = (part.offset, part.length) if part else (0, one.size)
         where = f"{percent(one.scrub.position - first, length)} of {format_size(length)}"
         process = f", process {one.scrub.pid}" if one.scrub.pid is not None else ""
-        return f"run {one.scrub.run} ({one.scrub.mode}) is at {where}{process}"
+        held = ", held back for guests" if one.scrub.held_back else ""
+        return f"run {one.scrub.run} ({one.scrub.mode}) is at {where}{process}{held}"
     return "never" if one.last_scrub is None else last_scrub(one.last_scrub)
 
 
@@ -262,6 +264,12 @@ def sets(report: ListReport) -> list[RenderableType]:
     return [made, *([Text(""), *errors] if errors else [])]
 
 
+def _rate(rate: int | Literal["max"] | None) -> str:
+    if rate is None:
+        return "what guests leave room for"
+    return "no limit" if rate == "max" else f"{format_exact_size(rate)}/s per copy"
+
+
 def show(report: ShowReport) -> list[RenderableType]:
     spec = report.definition
     made = fields(
@@ -274,7 +282,7 @@ def show(report: ShowReport) -> list[RenderableType]:
             ("volume", _volume(spec)),
             (
                 "scrub rate",
-                "no limit" if spec.scrub.rate is None else f"{format_exact_size(spec.scrub.rate)}/s per copy",
+                _rate(spec.scrub.rate),
             ),
             ("definition", report.definition_path),
             ("state", report.state_directory),

@@ -66,4 +66,6 @@ def _facts(position: ScrubPosition) -> list[str]:
         facts.append(f"{format_size(round(position.rate_bytes_per_s))}/s")
     if position.eta_s is not None:
         facts.append(f"{format_duration(position.eta_s)} left")
+    if position.held_back:
+        facts.append("held back for guests")
     return facts if position.findings is None else [*facts, counted(position.findings, "finding")]

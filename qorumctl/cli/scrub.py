@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ from qorumctl.cli import exit_codes
 from qorumctl.cli.grammar import AsJson, SetName, SetNames, Transport, Verbose, parse_range
 from qorumctl.cli.outlet import Outlet, error_document, outlet_of
 from qorumctl.errors import QorumError, UsageError
-from qorumctl.units import parse_rate
+from qorumctl.units import parse_budget, parse_rate
 
 if TYPE_CHECKING:
     from qorumctl.cli.steering import Steering
@@ -35,10 +37,19 @@ def scrub(
         str | None, typer.Option("--range", metavar="OFF:LEN", help="Only this range, such as 1GiB:64MiB.")
     ] = None,
     rate: Annotated[
-        str | None, typer.Option("--rate", metavar="R", help="Read no faster from each copy, such as 200MiB/s.")
+        str | None,
+        typer.Option(
+            "--rate",
+            metavar="R",
+            help="Read no faster from each copy, such as 200MiB/s; max: as fast as can be, whatever guests feel.",
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of resuming an unfinished run.")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="Read also what every copy reports as zero.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="Stop after so long, such as 2h; the next scrub goes on there."),
+    ] = None,
     transport: Annotated[Transport, typer.Option("--transport", help="How the copies are read.")] = "auto",
     count_suspects: Annotated[
         bool,
@@ -52,10 +63,11 @@ def scrub(
     Every sector of every copy. Resumes an unfinished run.
 
     Exit codes: 0 nothing found; 1 it could not be done; 2 usage; 3 damage found, all repaired; 4 damage found and left;
-    5 ranges without a majority; 6 unfinished (paused, cancelled, SIGTERM); 130 Ctrl-C, the run can be resumed.
+    5 ranges without a majority; 6 unfinished (paused, cancelled, SIGTERM, out of time); 130 Ctrl-C, the run can be
+    resumed.
     """
     outlet = outlet_of(ctx, as_json, verbose)
-    options = _options(report_only, repair, within, rate, fresh, thorough, transport, count_suspects)
+    options = _options(report_only, repair, within, rate, fresh, thorough, budget, transport, count_suspects)
     if bool(names) == every:
         raise UsageError(
             "Both sets and --all are given." if every else "No set is named.",
@@ -73,6 +85,7 @@ def _options(
     rate: str | None,
     fresh: bool,
     thorough: bool,
+    budget: str | None,
     transport: Transport,
     count_suspects: bool,
 ) -> ScrubOptions:
@@ -83,9 +96,11 @@ def _options(
     return ScrubOptions(
         mode="report" if report_only else "repair" if repair else None,
         within=None if within is None else parse_range(within),
-        rate_bytes_per_s=None if rate is None else parse_rate(rate),
+        rate_bytes_per_s=None if rate in {None, "max"} else parse_rate(rate),
+        full_speed=rate == "max",
         fresh=fresh,
         thorough=thorough,
+        budget_s=(None if budget is None else parse_budget(budget)) or None,
         transport=transport,
         count_suspects=count_suspects,
     )
@@ -103,17 +118,20 @@ async def _scrub(outlet: Outlet, sets: QuorumSets, names: Sequence[str], options
         names = await _running(outlet, sets)
     for name in names:
         sets.show(name)
+    began_s = time.monotonic()
     codes: list[int] = []
     documents: list[dict[str, Any]] = []
     with display(outlet) as shown:
         steering = Steering(outlet, ScrubControl(), shown)
         with steered(steering):
             for name in names:
-                if steering.stopped:
+                left_s = None if options.budget_s is None else options.budget_s - (time.monotonic() - began_s)
+                if steering.stopped or (left_s is not None and left_s <= 0):
                     break
                 try:
+                    asked = replace(options, budget_s=left_s)
                     report = await sets.scrub(
-                        name, options, observer=shown, control=steering.control, with_findings=False
+                        name, asked, observer=shown, control=steering.control, with_findings=False
                     )
                     ledger = sets.ledger(name, report.run)
                     tally = ledger.tally()

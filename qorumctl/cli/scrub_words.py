@@ -55,7 +55,13 @@ def covered(report: ScrubReport) -> str:
 def _open_ended(report: ScrubReport, tally: Tally, interrupted: bool) -> str:
     """A run that did not reach its end."""
     at = reached(report)
-    how = "failed" if report.outcome == "failed" else "was interrupted" if interrupted else "was stopped"
+    if report.outcome == "failed":
+        how = "failed"
+    elif interrupted:
+        how = "was interrupted"
+    else:
+        # Of an unfinished run only the budget is a reason that is on record.
+        how = "used up its time" if report.message else "was stopped"
     if report.resumable:
         begun = f"run {report.run} {how} at {at}; '{_again(report)}' resumes it there."
     else:

@@ -13,7 +13,6 @@ from qorumctl.controller.attach import uri
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import definition_differs
 from qorumctl.controller.vetting import Look, looks, moment
-from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.blame import Blame
 from qorumctl.core.ranges import SECTOR_BYTES, Range
 from qorumctl.daemon.graph import copy_node
@@ -166,6 +165,7 @@ def _history(context: SetContext, pid: int | None) -> _History:
                 position=at_work.position_bytes,
                 range=range_document(at_work),
                 pid=at_work.pid,
+                held_back=at_work.parameters.get("held_back") is True,
             )
         history.damage = store.open_damage()
         history.blame = store.blame()
@@ -194,6 +194,8 @@ async def _live(context: SetContext, spec: SetSpec) -> _Live | None:
 def _probe(context: SetContext, name: str) -> CopyState | None:
     """What ails a copy: it does not answer a read in time, or every read fails. A bad sector alone is neither."""
     try:
+        from qorumctl.copies.nbd import NbdCopy
+
         reader = NbdCopy(name, context.runtime.nbd_sock, copy_node(name), timeout_s=context.timeouts.status_s)
         try:
             last = max(0, reader.size_bytes // SECTOR_BYTES - 1)

@@ -30,7 +30,8 @@ class ScrubStart:
 @dataclass(frozen=True, slots=True)
 class ScrubPosition:
     """Told several times a second. `position_bytes`: from the beginning of what the run looks at. `read_bytes`: of each
-    copy, by this process. `findings`: on record in this run; None: nothing is looked for."""
+    copy, by this process. `findings`: on record in this run; None: nothing is looked for.
+    `held_back`: guests work, and it gives way."""
 
     position_bytes: int
     size_bytes: int
@@ -38,6 +39,7 @@ class ScrubPosition:
     rate_bytes_per_s: float | None
     eta_s: float | None
     findings: int | None
+    held_back: bool = False
 
 
 class Observer(Protocol):

@@ -70,13 +70,17 @@ Transport = Literal["auto", "shm", "nbd"]
 class ScrubOptions:
     """`mode` None: what the set's policy says. `fresh`: forget an unfinished run instead of resuming it.
     `within`: only this range, by whole sectors. `rate_bytes_per_s`: per copy; None: what the definition says.
+    `full_speed`: with no cap, and guests have to put up with it.
+    `budget_s`: how long it may take before it stops, to be resumed; None: as long as it takes.
     `count_suspects`: copies that have missed writes vote like the others: an operator's decision."""
 
     mode: Literal["report", "repair"] | None = None
     within: Range | None = None
     rate_bytes_per_s: int | None = None
+    full_speed: bool = False
     fresh: bool = False
     thorough: bool = False
+    budget_s: float | None = None
     transport: Transport = "auto"
     count_suspects: bool = False
 

@@ -53,7 +53,7 @@ async def replace_copy(
     await watcher.outlast_throttle(context)
     standing = f"copy {name} of {spec.name} is not replaced yet"
     teller = Teller(
-        spec, f"copy {name}", "replace", standing, observer, control, options.rate_bytes_per_s or spec.scrub.rate
+        spec, f"copy {name}", "replace", standing, observer, control, options.rate_bytes_per_s or spec.scrub.cap
     )
     async with context.scrub_monitor() as monitor:
         quorum = context.quorum(spec, monitor)

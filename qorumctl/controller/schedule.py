@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from dataclasses import dataclass
 
 from qorumctl.errors import UsageError
+from qorumctl.units import parse_budget
 
 _LOOK_TIMEOUT_S = 60.0
-_BUDGET = re.compile(r"([1-9]\d{0,4})(s|min|h)")
-_UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +38,6 @@ def parse_schedule(text: str, budget: str | None = None) -> Schedule:
         _check_calendar(text)
         chosen = Schedule(text, _DELAY)
     return chosen if budget is None else Schedule(chosen.on_calendar, chosen.delay, parse_budget(budget))
-
-
-def parse_budget(text: str) -> int:
-    """`4h`, `90min`, `0`: seconds. Raises UsageError."""
-    if text == "0":
-        return 0
-    match = _BUDGET.fullmatch(text)
-    if match is None:
-        raise UsageError(f"'{text}' is not a time that a scrub may take.", remedy="Use one such as 4h, 90min, or 0.")
-    return int(match[1]) * _UNITS_S[match[2]]
 
 
 def _check_calendar(text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from qorumctl import definitions
 from qorumctl.controller import suspects, telling, watcher
@@ -25,12 +26,14 @@ from qorumctl.copies.base import CopyReader
 from qorumctl.core.findings import Cause, Checkpoint, Finding
 from qorumctl.core.progress import Progress
 from qorumctl.core.ranges import Range
+from qorumctl.daemon import process
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import CopySharingError, QorumError, StoreError
 from qorumctl.logbook import warn
 from qorumctl.model.report import Mode, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.scrub.engine import Scrub
+from qorumctl.scrub.pacing import Courtesy
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import StopReason
 from qorumctl.store import RunJournal, RunRecord, Store
@@ -41,6 +44,9 @@ _TELL_EVERY_S = 0.1
 _NOTE_EVERY_S = 1.0
 _ASK_EVERY_S = 0.25
 """How often another terminal's `pause` or `cancel` is looked for."""
+
+
+_OUT_OF_TIME = "Its time was used up."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,18 @@ class ScrubJob:
     @property
     def copies(self) -> tuple[str, ...]:
         return tuple(name for name in self.spec.copy_names if name not in self.away)
+
+    @property
+    def rate(self) -> int | Literal["max"] | None:
+        """The most bytes per second that are read from each copy; None: as guests leave room for."""
+        if self.options.full_speed:
+            return "max"
+        return self.options.rate_bytes_per_s or self.spec.scrub.rate
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether there can be guests, and nobody has said how fast to read."""
+        return self.rate is None and not self.at_rest and not self.recovery
 
     @property
     def rewrites(self) -> bool:
@@ -103,6 +121,9 @@ def _run(
         )
         telling.scrub_begun(job.spec.name, record.id, job.mode, behind if behind > 0 else None)
         supervisor = _Supervisor(store, job, record, observer, control)
+        if job.gives_way:
+            worked_s = partial(process.worked_s, context.pid())
+            supervisor.courtesy = Courtesy(worked_s, WallClock(), supervisor.wants_quiet)
         watcher.note_scrubbing(store)
         try:
             reason = _engine(context, job, store, record, supervisor, loop)
@@ -124,7 +145,7 @@ def _run(
         elif reason is StopReason.CANCELLED:
             store.abandon_run(record.id)
         else:
-            store.suspend_run(record.id)
+            store.suspend_run(record.id, _OUT_OF_TIME if reason is StopReason.OUT_OF_TIME else None)
         return _tell_ended(store, job, record.id)
 
 
@@ -184,7 +205,7 @@ def _engine_over(
             plan = supervisor.follow(_plan(job, store, record))
             if plan.stale:
                 store.note_uncounted(record.id, plan.stale.union(record.parameters.get("uncounted", ())))
-            reason = Scrub(readers, fence, journal, supervisor, WallClock(), plan).run()
+            reason = Scrub(readers, fence, journal, supervisor, WallClock(), plan, supervisor.courtesy).run()
             if reason is not StopReason.REPLAN:
                 return reason
             record = store.run(record.id) or record
@@ -225,7 +246,6 @@ def _record(store: Store, job: ScrubJob) -> RunRecord:
 
 def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
     checkpoint = record.checkpoint
-    rate = job.options.rate_bytes_per_s or job.spec.scrub.rate
     return ScrubPlan(
         size_bytes=job.spec.size,
         threshold=job.spec.threshold,
@@ -234,7 +254,7 @@ def _plan(job: ScrubJob, store: Store, record: RunRecord) -> ScrubPlan:
         within=job.options.within or Range(0, job.spec.size),
         now=now,
         thorough=job.options.thorough,
-        rate_bytes_per_s=rate,
+        rate_bytes_per_s=None if job.rate == "max" else job.rate,
         stale=job.stale(store),
         cause=job.cause,
         checkpoint=checkpoint,
@@ -271,6 +291,7 @@ class _Supervisor:
         self, store: Store, job: ScrubJob, record: RunRecord, observer: Observer, control: ScrubControl
     ) -> None:
         self.findings = 0
+        self.courtesy: Courtesy | None = None
         self._store = store
         self._job = job
         self._followed: ScrubPlan | None = None
@@ -282,10 +303,14 @@ class _Supervisor:
         self._progress = Progress(self._within.length, max(0, record.checkpoint.cursor_bytes - self._within.offset))
         self._read_bytes = 0
         self._recovered = dict(record.parameters.get("recovered", {}))
+        budget_s = job.options.budget_s
+        self._ends_at_s = None if budget_s is None else time.monotonic() + budget_s
         self._asked_at_s = self._told_at_s = self._noted_at_s = 0.0
 
     def stop_requested(self) -> StopReason | None:
         now_s = time.monotonic()
+        if self._ends_at_s is not None and now_s >= self._ends_at_s:
+            self._control.stop(StopReason.OUT_OF_TIME)
         if self._control.reason is None and now_s - self._asked_at_s >= _ASK_EVERY_S:
             self._asked_at_s = now_s
             match self._store.pending_request(self._run):
@@ -321,7 +346,8 @@ class _Supervisor:
         self._progress.advance(max(position_bytes - self._within.offset, self._progress.position_bytes), now_s)
         if now_s - self._noted_at_s >= _NOTE_EVERY_S:
             self._noted_at_s = now_s
-            self._store.note_position(self._run, self._within.offset + self._progress.position_bytes)
+            held_back = self.courtesy is not None and self.courtesy.holding
+            self._store.note_position(self._run, self._within.offset + self._progress.position_bytes, held_back)
         if now_s - self._told_at_s >= _TELL_EVERY_S or position_bytes == self._within.end:
             self._told_at_s = now_s
             self.tell()
@@ -336,5 +362,6 @@ class _Supervisor:
                 self._progress.rate_bytes_per_s,
                 self._progress.eta_s,
                 self.findings,
+                held_back=self.courtesy is not None and self.courtesy.holding,
             )
         )

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from qorumctl.controller.schedule import Schedule
 from qorumctl.errors import RefusedError
 from qorumctl.model.spec import NbdSource, SetSpec
+from qorumctl.units import format_budget
 
 FILE_NAME = "50-qorumctl.conf"
 _PLAIN = set(string.ascii_letters + string.digits + ":_.")
@@ -49,7 +50,7 @@ def drop_ins(spec: SetSpec, directories: Sequence[str], mounts: Sequence[str], s
     writable = "".join(map(_writable, directories))
     return {
         storage_unit(spec.name): f"{head}{order}[Service]\n{writable}",
-        scrub_unit(spec.name): f"{head}[Service]\nEnvironment=BUDGET={schedule.budget_s}\n{writable}",
+        scrub_unit(spec.name): f"{head}[Service]\nEnvironment=BUDGET={format_budget(schedule.budget_s)}\n{writable}",
         # An empty value first: the template's own would be kept beside this one.
         scrub_timer(spec.name): (
             f"{head}[Timer]\nOnCalendar=\nOnCalendar={schedule.on_calendar}\nRandomizedDelaySec={schedule.delay}\n"

@@ -18,6 +18,9 @@ CHUNK_BYTES = 1 << 20
 """One request of a bulk read. QEMU's NBD server takes up to 32 MiB; 1 MiB keeps the processor's cache warm across
 three copies, and costs a thirtieth of the memory."""
 
+AHEAD = 6
+"""Chunks asked for or waiting to be compared, per copy: deep enough to hide a round trip, 6 MiB of memory."""
+
 
 Memory: TypeAlias = Any
 """What a buffer is (collections.abc.Buffer, from Python 3.12 on): a bytearray, or memory that a daemon shares."""
@@ -52,8 +55,9 @@ class CopyReader(Protocol):
     @property
     def size_bytes(self) -> int: ...
 
-    def stream(self, ranges: Sequence[Range]) -> AbstractContextManager[Iterator[Chunk]]:
-        """Reads the ranges in order, several requests ahead, in chunks of at most CHUNK_BYTES cut at its multiples.
+    def stream(self, ranges: Sequence[Range], *, ahead: int = AHEAD) -> AbstractContextManager[Iterator[Chunk]]:
+        """Reads the ranges in order, in chunks of at most CHUNK_BYTES cut at its multiples. `ahead`: the most chunks
+        that are asked for or wait to be taken; with 1, nothing is outstanding while a chunk is looked at.
 
         Leaving the context early stops reading ahead and waits for what was asked for.
         """

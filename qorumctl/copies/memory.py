@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from qorumctl.copies.base import CHUNK_BYTES, Chunk, carry_on, observe_by_halving
+from qorumctl.copies.base import AHEAD, CHUNK_BYTES, Chunk, carry_on, observe_by_halving
 from qorumctl.core.ranges import SECTOR_BYTES, Range, coalesce, intersect, split
 from qorumctl.core.vote import Observation
 from qorumctl.errors import CopyUnavailableError
@@ -76,21 +76,21 @@ class MemoryCopy:
         return len(self.data)
 
     @contextmanager
-    def stream(self, ranges: Sequence[Range]) -> Generator[Iterator[Chunk]]:
+    def stream(self, ranges: Sequence[Range], *, ahead: int = AHEAD) -> Generator[Iterator[Chunk]]:
         """As CopyReader.stream. A request takes effect when it is sent, up to `read_ahead` requests before its answer
         is taken: what comes back may be older than the moment it is looked at, as with a real server."""
         self._check_available()
         sent: deque[Chunk] = deque()
         try:
-            yield self._chunks(iter(list(split(ranges, self._chunk_bytes))), sent)
+            yield self._chunks(iter(list(split(ranges, self._chunk_bytes))), sent, min(ahead, self._read_ahead))
         finally:
             self.outstanding -= len(sent)
             sent.clear()
 
-    def _chunks(self, wanted: Iterator[Range], sent: deque[Chunk]) -> Iterator[Chunk]:
+    def _chunks(self, wanted: Iterator[Range], sent: deque[Chunk], ahead: int) -> Iterator[Chunk]:
         more = True
         while more or sent:
-            while more and len(sent) < self._read_ahead:
+            while more and len(sent) < ahead:
                 at = next(wanted, None)
                 if at is None:
                     more = False

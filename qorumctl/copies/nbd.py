@@ -9,14 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
-from qorumctl.copies.base import CHUNK_BYTES, Chunk, carry_on, observe_by_halving
+from qorumctl.copies.base import AHEAD, CHUNK_BYTES, Chunk, carry_on, observe_by_halving
 from qorumctl.copies.nbd_link import ALLOCATION, ALLOCATION_ZERO, ROOMS, NbdLink, Ticket
 from qorumctl.core.ranges import Range, coalesce, split
 from qorumctl.core.vote import Observation
-
-_AHEAD = 6
-"""Chunks asked for or waiting to be compared, per copy: deep enough to hide a round trip, 6 MiB of memory.
-QEMU's server takes 16 requests a client."""
 
 
 class NbdCopy:
@@ -29,7 +25,7 @@ class NbdCopy:
         self._timeout_s = timeout_s
         self._link = NbdLink(socket, export, who=f"Copy {name}", timeout_s=timeout_s, copy=name)
         self._status_link: NbdLink | None = None
-        self._buffers = [ROOMS.take(CHUNK_BYTES) for _ in range(_AHEAD)]
+        self._buffers = [ROOMS.take(CHUNK_BYTES) for _ in range(AHEAD)]
         self._streams = 0
 
     @property
@@ -41,8 +37,8 @@ class NbdCopy:
         return self._link.size_bytes
 
     @contextmanager
-    def stream(self, ranges: Sequence[Range]) -> Iterator[Iterator[Chunk]]:
-        pump = _Pump(self._link, deque(split(ranges, CHUNK_BYTES)), self._buffers)
+    def stream(self, ranges: Sequence[Range], *, ahead: int = AHEAD) -> Iterator[Iterator[Chunk]]:
+        pump = _Pump(self._link, deque(split(ranges, CHUNK_BYTES)), self._buffers[:ahead])
         pump.start()
         self._streams += 1
         try:

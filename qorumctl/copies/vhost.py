@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from qorumctl.copies.base import CHUNK_BYTES, Chunk, Memory, carry_on
+from qorumctl.copies.base import AHEAD, CHUNK_BYTES, Chunk, Memory, carry_on
 from qorumctl.copies.blkio import BlkioError, Device
 from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.ranges import Range, split
 from qorumctl.core.vote import Observation
 from qorumctl.errors import CopySharingError, CopyUnavailableError
 
-_AHEAD = 6
-"""As over NBD: chunks asked for or waiting to be compared, per copy."""
 _LOOK_S = 0.2
 """How soon the end of the daemon is noticed: shared memory does not tell."""
 
@@ -51,8 +49,8 @@ class VhostCopy:
         return self._nbd.size_bytes
 
     @contextmanager
-    def stream(self, ranges: Sequence[Range]) -> Iterator[Iterator[Chunk]]:
-        reading = _Reading(self, split(ranges, CHUNK_BYTES))
+    def stream(self, ranges: Sequence[Range], *, ahead: int = AHEAD) -> Iterator[Iterator[Chunk]]:
+        reading = _Reading(self, split(ranges, CHUNK_BYTES), min(ahead, AHEAD))
         self._streaming = True
         try:
             reading.ask()
@@ -138,7 +136,7 @@ class VhostCopy:
 
         def connect() -> None:
             try:
-                found: Device | BlkioError = Device(socket, slots=_AHEAD, slot_bytes=CHUNK_BYTES)
+                found: Device | BlkioError = Device(socket, slots=AHEAD, slot_bytes=CHUNK_BYTES)
             except BlkioError as error:
                 found = error
             with turn:
@@ -171,10 +169,10 @@ class _Reading:
     Pieces are of whole sectors: QEMU rounds the length of a file up to one.
     """
 
-    def __init__(self, copy: VhostCopy, pieces: Iterable[Range]) -> None:
+    def __init__(self, copy: VhostCopy, pieces: Iterable[Range], ahead: int) -> None:
         self._copy = copy
         self._pieces = deque(pieces)
-        self._free = deque(range(_AHEAD))
+        self._free = deque(range(ahead))
         self._in_flight: deque[tuple[int, Range]] = deque()
         self._answered: dict[int, bool] = {}
 

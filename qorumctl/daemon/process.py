@@ -262,6 +262,18 @@ def _is_ours(paths: DaemonPaths, pid: int) -> bool:
     return False
 
 
+def worked_s(pid: int | None) -> float | None:
+    """How long a daemon's event loop has worked since it began, in seconds of processor time; None: it cannot be told.
+
+    Every request of every client goes through that thread, whatever kind of storage it ends at, and an idle daemon
+    does not work at all (0.0 ms in 10 s, QEMU 7.2 and 10.0), so this tells of guests what `query-blockstats` does not.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _listener(paths: DaemonPaths) -> int | None:
     """The pid of a living daemon of ours that listens on the control socket, whatever became of its pidfile."""
     with socket.socket(socket.AF_UNIX) as probe:

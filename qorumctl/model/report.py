@@ -68,7 +68,7 @@ class ScrubReport(Document):
     resumable: bool = False
     range: RangeDocument | None = Field(None, description="null: the whole disk")
     thorough: bool = Field(False, description="holes were read too")
-    message: str | None = Field(None, description="why the run failed")
+    message: str | None = Field(None, description="why the run failed, or that its time was used up")
     uncounted: list[str] = Field(
         default_factory=list,
         description="copies that had missed writes, and so did not vote (or not from some point on)",
@@ -102,7 +102,7 @@ class RunSummary(Document):
     busy_bytes: int
     resumable: bool
     range: RangeDocument | None = Field(None, description="null: the whole disk")
-    message: str | None = Field(None, description="why the run failed")
+    message: str | None = Field(None, description="why the run failed, or that its time was used up")
     findings: dict[Action, int]
 
 

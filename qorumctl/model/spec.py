@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID
 
@@ -30,6 +30,10 @@ MOST_COPIES = 9
 """Letters a to i. Nobody keeps more; a bound keeps memory (buffers per copy) and the graph small."""
 
 
+FULL_SPEED: Final = "max"
+"""A rate: no limit, whatever guests feel."""
+
+
 def _size(value: object) -> object:
     if not isinstance(value, int | str) or isinstance(value, bool):
         return value
@@ -40,7 +44,7 @@ def _size(value: object) -> object:
 
 
 def _rate(value: object) -> object:
-    if not isinstance(value, int | str) or isinstance(value, bool):
+    if value == FULL_SPEED or not isinstance(value, int | str) or isinstance(value, bool):
         return value
     try:
         return parse_rate(value)
@@ -77,8 +81,15 @@ def _group_name(name: str) -> str:
     return name
 
 
-def _rate_text(rate_bytes_per_s: int) -> str:
-    return f"{format_exact_size(rate_bytes_per_s)}/s"
+def _rate_text(rate: int | str) -> str:
+    return f"{format_exact_size(rate)}/s" if isinstance(rate, int) else rate
+
+
+def _is_rate(rate: object) -> object:
+    """One sentence, where a union would have one for each of its members."""
+    if rate != FULL_SPEED and (not isinstance(rate, int) or isinstance(rate, bool) or not 0 < rate <= LARGEST_BYTES):
+        raise ValueError('a rate is bytes per second, such as "200MiB/s", or "max"')
+    return rate
 
 
 LARGEST_BYTES = (1 << 63) - (1 << 30)
@@ -95,15 +106,15 @@ Size = Annotated[
     ),
 ]
 Rate = Annotated[
-    int,
+    int | Literal["max"],
+    BeforeValidator(_is_rate),
     BeforeValidator(_rate),
     PlainSerializer(_rate_text, return_type=str, when_used="json"),
-    Field(le=LARGEST_BYTES),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "integer", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": f"^{_SIZE_PATTERN}(/s)?$"},
+                {"type": "string", "pattern": f"^({_SIZE_PATTERN}(/s)?|{FULL_SPEED})$"},
             ]
         },
         mode="validation",
@@ -239,11 +250,18 @@ class VolumeSpec(Strict):
 
 
 class ScrubSpec(Strict):
-    """`rate`: the most bytes per second read from each copy."""
+    """`rate`: the most bytes per second read from each copy; None: what guests leave room for."""
 
     rate: Rate | None = Field(
-        None, description='The most that is read from each copy per second, such as "200MiB/s"; no limit if left out.'
+        None,
+        description='The most that is read from each copy per second, such as "200MiB/s"; "max": without a limit. Left '
+        "out, a scrub gives way while guests are at work.",
     )
+
+    @property
+    def cap(self) -> int | None:
+        """In bytes per second, where there is one."""
+        return self.rate if isinstance(self.rate, int) else None
 
 
 class SetSpec(Strict):

@@ -74,6 +74,7 @@ class RunningScrub(Document):
     position: int = Field(description="offset on the disk")
     range: RangeDocument | None = Field(None, description="null: the whole disk")
     pid: int | None
+    held_back: bool = Field(False, description="guests are at work, and it reads little so that they do not feel it")
 
 
 class FrontStatus(Document):

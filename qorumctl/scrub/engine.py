@@ -17,6 +17,7 @@ from qorumctl.core.ranges import Range, RangeSet, between, coalesce, split, subt
 from qorumctl.core.vote import Outvoted
 from qorumctl.scrub.confirm import Confirmer, Round, Stopped
 from qorumctl.scrub.evidence import ObservedRun, cut, findings_of
+from qorumctl.scrub.pacing import Courtesy
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Clock, Fence, Journal, StopReason, Supervisor, Watch
 from qorumctl.scrub.repair import Repairer
@@ -25,7 +26,7 @@ from qorumctl.scrub.scan import Scanner, Segment
 
 class Scrub:
     """`run` scans what is left of the plan. Raises what readers and fence raise; the checkpoint then stands where the
-    last finished segment ended."""
+    last finished segment ended. `courtesy`: holds the scan back while guests work; None: nothing does."""
 
     def __init__(
         self,
@@ -35,13 +36,14 @@ class Scrub:
         supervisor: Supervisor,
         clock: Clock,
         plan: ScrubPlan,
+        courtesy: Courtesy | None = None,
     ) -> None:
         self._readers = readers
         self._fence = fence
         self._journal = journal
         self._supervisor = supervisor
         self._plan = plan
-        self._scanner = Scanner(readers, plan, supervisor, clock)
+        self._scanner = Scanner(readers, plan, supervisor, clock, courtesy)
         self._confirmer = Confirmer(readers, fence, plan, supervisor)
         self._repairer = Repairer(self._confirmer, fence, plan, supervisor)
         self._settled = list(plan.settled)

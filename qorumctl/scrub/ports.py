@@ -47,6 +47,8 @@ class StopReason(StrEnum):
     PAUSED = "paused"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+    OUT_OF_TIME = "out-of-time"
+    """Its budget is used up."""
     REPLAN = "replan"
     """What the plan says of the copies is no longer so. Whoever made it goes on at once with another."""
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from qorumctl.copies.base import CHUNK_BYTES, CopyReader
-from qorumctl.core.ranges import SECTOR_BYTES, Range, between, coalesce, intersect, subtract, total_bytes
+from qorumctl.copies.base import AHEAD, CHUNK_BYTES, CopyReader
+from qorumctl.core.ranges import SECTOR_BYTES, Range, between, coalesce, intersect, split, subtract, total_bytes
 from qorumctl.core.vote import Observation
 from qorumctl.scrub.dead import give_up_if_dead
 from qorumctl.scrub.evidence import ObservedRun, examine
-from qorumctl.scrub.pacing import Pacer
+from qorumctl.scrub.pacing import PIECE_BYTES, Courtesy, Pacer
 from qorumctl.scrub.plan import ScrubPlan
 from qorumctl.scrub.ports import Clock, Supervisor
 
@@ -33,11 +33,19 @@ class Segment:
 class Scanner:
     """Reads segments of the disk. Holds no request outstanding between two calls."""
 
-    def __init__(self, readers: Sequence[CopyReader], plan: ScrubPlan, supervisor: Supervisor, clock: Clock) -> None:
+    def __init__(
+        self,
+        readers: Sequence[CopyReader],
+        plan: ScrubPlan,
+        supervisor: Supervisor,
+        clock: Clock,
+        courtesy: Courtesy | None = None,
+    ) -> None:
         self._readers = readers
         self._plan = plan
         self._supervisor = supervisor
         self._clock = clock
+        self._courtesy = courtesy
         self._pacer = Pacer(plan.rate_bytes_per_s, clock, supervisor.wants_quiet)
         self._most_bytes = plan.tuning.segment_bytes
         if plan.rate_bytes_per_s is not None:
@@ -47,12 +55,17 @@ class Scanner:
     def scan(self, start: int) -> Segment:
         """Scans from `start` until a segment's worth of data, time or suspects, or until someone wants quiet."""
         tuning = self._plan.tuning
+        if self._courtesy is not None:
+            self._courtesy.listen()
         end, pieces = self._data_from(start)
         segment = Segment(start, end)
-        began_s = self._clock.now_s()
+        held, ahead = self._is_held(), AHEAD
+        if held:
+            pieces, ahead = list(split(pieces, PIECE_BYTES)), 1
+        began_s = asked_s = self._clock.now_s()
         failing: dict[str, list[Range]] = {reader.name: [] for reader in self._readers}
         with ExitStack() as stack:
-            streams = [stack.enter_context(reader.stream(pieces)) for reader in self._readers]
+            streams = [stack.enter_context(reader.stream(pieces, ahead=ahead)) for reader in self._readers]
             for chunks in zip(*streams, strict=True):
                 at = chunks[0].range
                 first = chunks[0].data
@@ -67,8 +80,13 @@ class Scanner:
                 for reader, chunk in zip(self._readers, chunks, strict=True):
                     failing[reader.name] = [*failing[reader.name], at] if chunk.failed else []
                 self._pacer.spend(at.length)
-                if self._is_full(segment, began_s + tuning.segment_s) or any(
-                    len(f) >= tuning.failing_chunks for f in failing.values()
+                if held and self._courtesy is not None:
+                    self._courtesy.rest(self._clock.now_s() - asked_s)
+                    asked_s = self._clock.now_s()
+                if (
+                    held != self._is_held()
+                    or self._is_full(segment, began_s + tuning.segment_s)
+                    or any(len(f) >= tuning.failing_chunks for f in failing.values())
                 ):
                     segment.end = at.end
                     break
@@ -77,6 +95,9 @@ class Scanner:
         self._give_up_on_the_dead(failing)
         segment.suspects = coalesce(segment.suspects)
         return segment
+
+    def _is_held(self) -> bool:
+        return self._courtesy is not None and self._courtesy.holding
 
     def _learn(self, took_s: float, scanned_bytes: int) -> None:
         """How much a segment's time is good for. What was read ahead when a segment is cut is thrown away and read

@@ -169,9 +169,9 @@ class Store:
         self._end(run_id, RunState.FINISHED, outcome=final)
         return self._existing(run_id)
 
-    def suspend_run(self, run_id: int) -> None:
-        """Unfinished, to be resumed."""
-        self._end(run_id, RunState.SUSPENDED)
+    def suspend_run(self, run_id: int, message: str | None = None) -> None:
+        """Unfinished, to be resumed. `message`: why, where nobody asked for it."""
+        self._end(run_id, RunState.SUSPENDED, message=message)
 
     def fail_run(self, run_id: int, message: str) -> None:
         """It could not go on; it can be resumed."""
@@ -218,10 +218,14 @@ class Store:
         run = self.run(run_id)
         return None if run is None else run.request
 
-    def note_position(self, run_id: int, position_bytes: int) -> None:
-        """Where the run is, for whoever watches it. Not flushed: a power failure may lose it, and only it."""
+    def note_position(self, run_id: int, position_bytes: int, held_back: bool = False) -> None:
+        """Where the run is, and whether it gives way to guests, for whoever watches it. Not flushed: a power failure
+        may lose it, and only it."""
         with self._database.write_lazily() as connection:
-            connection.execute("UPDATE runs SET position = ? WHERE id = ?", (position_bytes, run_id))
+            connection.execute(
+                "UPDATE runs SET position = ?, parameters = json_set(parameters, '$.held_back', json(?)) WHERE id = ?",
+                (position_bytes, json.dumps(held_back), run_id),
+            )
 
     def note_uncounted(self, run_id: int, copies: Iterable[str]) -> None:
         """Copies whose votes do not count in this run."""

@@ -54,6 +54,7 @@ def run(*arguments: str) -> int:
             "/x/qorum.txt does not end in .prom. node_exporter reads no other files: rename it.",
         ),
         ("scrub w --rate 0", "A rate of 0 would never finish. Leave the rate out for no limit."),
+        ("scrub w --budget soon", "'soon' is not a time that a scrub may take. Use one such as 4h, 90min, or 0."),
         (
             "scrub w --range 512",
             "'512' is not a range. Use OFFSET:LENGTH, as in 1MiB:64KiB; both are multiples of 512.",
@@ -142,7 +143,7 @@ def test_no_command_at_all_shows_the_commands(capsys: pytest.CaptureFixture[str]
     assert "Commands:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [c.name for c in program.app.registered_commands])
+@pytest.mark.parametrize("command", [c.name for c in program.grammar().registered_commands])
 def test_every_command_has_help_within_80_columns_and_takes_json(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

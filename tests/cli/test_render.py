@@ -226,7 +226,7 @@ def test_show() -> None:
  threshold: 2 of 3
     policy: repair
     volume: socket mode 0660, group kvm
-scrub rate: no limit
+scrub rate: what guests leave room for
 definition: /etc/qorum/sets/web01.toml
      state: /var/lib/qorum/web01
    runtime: /run/qorum/web01

@@ -217,3 +217,20 @@ def end_uncleanly(machine: Machine) -> None:
 def state_in_list(machine: Machine) -> str:
     state: str = machine.document("list")["sets"][0]["state"]
     return state
+
+
+def test_a_scrub_that_is_out_of_time_is_6_and_the_next_one_goes_on_there(machine: Machine) -> None:
+    """At 4 MiB/s 24 MiB take far longer than a second, however fast the machine is."""
+    machine.make()
+    stopped = machine.document("scrub", "w", "--rate", "4MiB/s", "--budget", "1s", code=6)
+    assert (stopped["outcome"], stopped["resumable"], stopped["message"]) == (
+        "unfinished",
+        True,
+        "Its time was used up.",
+    )
+    assert 0 < stopped["scanned_bytes"] < 24 * MIB
+    told = machine.run("scrub", "w", "--rate", "4MiB/s", "--budget", "1s", code=6).stdout
+    assert re.match(r"w: run 1 used up its time at \d+ %; 'qorumctl scrub w'\s+resumes it there\.", told)
+    finished = machine.document("scrub", "w")
+    assert (finished["run"], finished["outcome"], finished["message"]) == (stopped["run"], "clean", None)
+    assert finished["scanned_bytes"] == 24 * MIB

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from qorumctl.controller.schedule import WORDS
 from qorumctl.controller.units import FILE_NAME, drop_ins
 from qorumctl.controller.waking import BY_UNIT, PENDING_NAME
 from qorumctl.model.spec import CopySpec, FileSource, NbdSource, SetSpec
+from qorumctl.units import parse_budget
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(path for path in (ROOT / "contrib/systemd").iterdir() if path.suffix in {".service", ".timer", ".path"})
@@ -131,36 +131,12 @@ def test_a_scrub_fails_when_damage_is_left_and_not_when_it_is_repaired_or_paused
     assert setting("qorum-scrub@.service", "SuccessExitStatus") == ["3 6 143 SIGTERM"]
 
 
-@pytest.mark.parametrize("budget", ["0", "1h"])
-def test_a_scrub_s_exit_code_passes_through_its_budget(budget: str) -> None:
-    words = setting("qorum-scrub@.service", "ExecStart")[0].split()
-    at = words.index("/usr/local/bin/qorumctl")
-    before = [word.replace("${BUDGET}", budget) for word in words[:at]]
-    assert subprocess.run([*before, "/bin/sh", "-c", "exit 3"], check=False).returncode == 3
-
-
-def test_a_scrub_that_is_stopped_as_it_begins_has_not_failed() -> None:
-    words = setting("qorum-scrub@.service", "ExecStart")[0].split()
-    before = [word.replace("${BUDGET}", "1h") for word in words[: words.index("/usr/local/bin/qorumctl")]]
-    with subprocess.Popen([*before, "/bin/sh", "-c", "echo ready; exec sleep 60"], stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"ready\n"
-        running.terminate()
-        code = running.wait(60)
-    ended = signal.Signals(-code).name if code < 0 else str(code)
-    assert ended in setting("qorum-scrub@.service", "SuccessExitStatus")[0].split()
-
-
-def test_stopping_a_scrub_asks_it_to_pause_and_that_is_its_exit_code() -> None:
-    """SIGTERM, also at the end of the budget; qorumctl answers it with 6."""
-    words = setting("qorum-scrub@.service", "ExecStart")[0].split()
-    before = [word.replace("${BUDGET}", "1h") for word in words[: words.index("/usr/local/bin/qorumctl")]]
-    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(6)); print('ready', flush=True); signal.pause()"
-    with subprocess.Popen([*before, sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"ready\n"
-        running.terminate()
-        assert running.wait(60) == 6
+@pytest.mark.parametrize(("budget", "seconds"), [("0", 0), ("4h", 14400)])
+def test_a_scrub_s_unit_gives_it_its_budget(budget: str, seconds: int) -> None:
+    """As `enable` writes it; when it is used up the exit code is that of a pause."""
+    words = setting("qorum-scrub@.service", "ExecStart")[0].replace("${BUDGET}", budget).split()
+    assert words == ["/usr/local/bin/qorumctl", "scrub", "--budget", budget, "%i"]
+    assert parse_budget(budget) == seconds
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_enable_again_changes_the_schedule(machine: Machine) -> None:
     machine.sets.enable("web01", systemd=machine.systemd)
     assert machine.sets.enable("web01", "nightly", systemd=machine.systemd).changed
     assert "OnCalendar=*-*-* 01:00:00" in (machine.units / "qorum-scrub@web01.timer.d/50-qorumctl.conf").read_text()
-    assert "BUDGET=14400" in (machine.units / "qorum-scrub@web01.service.d/50-qorumctl.conf").read_text()
+    assert "BUDGET=4h" in (machine.units / "qorum-scrub@web01.service.d/50-qorumctl.conf").read_text()
 
 
 def test_disable_takes_all_of_it_back(machine: Machine) -> None:

@@ -72,7 +72,7 @@ def test_a_directory_is_named_as_the_mount_table_does() -> None:
 def test_the_schedule_takes_the_place_of_the_template_s() -> None:
     texts = drop_ins(LOCAL, [], [], WORDS["nightly"])
     assert "OnCalendar=\nOnCalendar=*-*-* 01:00:00\n" in texts["qorum-scrub@web01.timer"]
-    assert "Environment=BUDGET=14400\n" in texts["qorum-scrub@web01.service"]
+    assert "Environment=BUDGET=4h\n" in texts["qorum-scrub@web01.service"]
 
 
 def test_mount_points_are_read_from_the_table() -> None:

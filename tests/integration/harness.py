@@ -66,8 +66,10 @@ class LiveSet:
         await self.sets.start(NAME, **options)
 
     async def scrub(self, **options: Any) -> ScrubReport:
+        """At full speed, whatever guests do, unless a rate or `full_speed=False` is given."""
         control = options.pop("control", None)
         observer = options.pop("observer", None)
+        options.setdefault("full_speed", "rate_bytes_per_s" not in options)
         return await self.sets.scrub(NAME, ScrubOptions(**options), control=control, observer=observer)
 
     def link(self, export: str = "volume", *, timeout_s: float = 30.0) -> NbdLink:
