@@ -265,8 +265,8 @@ def _is_ours(paths: DaemonPaths, pid: int) -> bool:
 def worked_s(pid: int | None) -> float | None:
     """How long a daemon's event loop has worked since it began, in seconds of processor time; None: it cannot be told.
 
-    Every request of every client goes through that thread, whatever kind of storage it ends at, and an idle daemon
-    does not work at all (0.0 ms in 10 s, QEMU 7.2 and 10.0), so this tells of guests what `query-blockstats` does not.
+    Every request of every client goes through that thread, whatever kind of storage it ends at, and a daemon of
+    which nobody wants anything hardly works, so this tells of guests what `query-blockstats` does not.
     """
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
