@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo check test soak schemas man install uninstall clean
+.PHONY: help venv demo check test soak bench schemas man install uninstall clean
 
 PYTHON := .venv/bin/python
 # More than eight daemons at a time gain nothing and crowd a shared machine.
@@ -10,6 +10,7 @@ TEST_JOBS ?= -n auto --maxprocesses 8
 TEST_ARGS ?=
 DEMO_ARGS ?=
 SOAK_ARGS ?=
+BENCH_ARGS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 # Which qemu-storage-daemon the tests and the demo run; by default the one on PATH.
@@ -46,6 +47,10 @@ test: ## run the tests (QORUM_QSD=DAEMON chooses the daemon, TEST_ARGS='-k vote'
 soak: ## attack every promise for ten minutes (SOAK_ARGS='--minutes 60') and print the table of docs/safety.md
 	@.ci/setup test
 	$(PYTHON) -m tests.soak $(SOAK_ARGS)
+
+bench: ## measure scrubs beside their peers, some minutes (BENCH_ARGS='--size 1GiB --rounds 3 --only scrub'); build/bench.json
+	@.ci/setup test
+	@QORUM_LIBBLKIO=$${QORUM_LIBBLKIO:-$$(.ci/libblkio || true)} $(PYTHON) -m tests.bench $(BENCH_ARGS)
 
 schemas: ## write schemas/*.json anew from the models
 	@.ci/setup run

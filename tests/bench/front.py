@@ -1,4 +1,4 @@
-"""What a front costs against NBD: `python -m tests.front_bench`. Not a test: it judges nothing.
+"""What a front costs against NBD: `python -m tests.bench.front`. Not a test: it judges nothing.
 
 Both ways are driven by a client in Python (libnbd; tests/vhost_user.py), which takes its share of each request, on both
 about the same; images lie in memory, so that it is the daemons that are measured. Of many short rounds the fastest
