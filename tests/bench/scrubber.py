@@ -92,8 +92,7 @@ def pace(rate: str | None) -> dict[str, Any]:
     if rate is None:
         return {}
     if rate == "max":
-        # Where a scrub has no pace of its own, it always goes as fast as it can.
-        return {"full_speed": True} if "full_speed" in ScrubOptions.__dataclass_fields__ else {}
+        return {"full_speed": True}
     return {"rate_bytes_per_s": parse_rate(rate)}
 
 
