@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qorumctl.core.findings import Fate
-from qorumctl.model.digest import tally_of
 
 if TYPE_CHECKING:
     from qorumctl.core.tally import Tally
@@ -58,7 +57,11 @@ def of_scrub(report: ScrubReport, *, tally: Tally | None = None, interrupted: bo
     unfinished = report.outcome in {"unfinished", "failed"}
     if interrupted and unfinished:
         return INTERRUPTED
-    fates = (tally or tally_of(report.findings)).by_fate
+    if tally is None:
+        from qorumctl.model.digest import tally_of
+
+        tally = tally_of(report.findings)
+    fates = tally.by_fate
     return worst([_OF_OUTCOME[report.outcome], *(_OF_FATE[fate] for fate, found in fates.items() if found.number)])
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qorumctl.model.report import Document, ScrubReport
+if TYPE_CHECKING:
+    from qorumctl.model.report import Document, ScrubReport
 
 _INDENT = "  "
 

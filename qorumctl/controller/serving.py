@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from qorumctl import definitions
-from qorumctl.controller import transport, watcher
+from qorumctl.controller import watcher
 from qorumctl.controller.context import SetContext
-from qorumctl.daemon import process
+from qorumctl.daemon import process, reader
 from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.exports import export_ids
 from qorumctl.daemon.graph import VOLUME
+from qorumctl.daemon.reader import ReaderPaths
 from qorumctl.daemon.runtime import DaemonPaths
 from qorumctl.errors import (
     QorumError,
@@ -45,7 +46,7 @@ async def end_leftover(context: SetContext) -> None:
     """Ends a daemon that serves no volume: an earlier command died half-way. No guest can be connected to it. And the
     reader of a scrub that was killed: it keeps the images open, also when they are deleted."""
     with contextlib.suppress(QorumError):
-        await transport.end_reader(context)
+        await reader.end(ReaderPaths(context.runtime.directory))
     pid = await settled_pid(context)
     if pid is not None:
         process.terminate(context.runtime, pid)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 
 from qorumctl import identity
-from qorumctl.controller import record, succession, suspects, telling, transport, watcher
+from qorumctl.controller import record, succession, suspects, telling, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import KILLED_S, settled_pid, spec_in_force
 from qorumctl.controller.withdrawal import withdraw_and_flush
-from qorumctl.daemon import process
+from qorumctl.daemon import process, reader
+from qorumctl.daemon.reader import ReaderPaths
 from qorumctl.errors import (
     CopyUnavailableError,
     DaemonError,
@@ -26,7 +27,7 @@ async def stop(context: SetContext, *, force: bool) -> Result:
     pid = await settled_pid(context)
     with contextlib.suppress(QorumError):
         # Of a scrub that was killed.
-        await transport.end_reader(context)
+        await reader.end(ReaderPaths(context.runtime.directory))
     if pid is None:
         await watcher.dismiss(context)
         return _stopped_already(context)

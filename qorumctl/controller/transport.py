@@ -27,8 +27,6 @@ from qorumctl.errors import CopyUnavailableError, DaemonError, QorumError, Refus
 from qorumctl.model.spec import SetSpec
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
-_ENDS_S = 2.0
-"""A killed reader that is at an image which hangs ends when the image answers: nobody waits for that."""
 _log = logging.getLogger("qorumctl.scrub")
 
 
@@ -58,29 +56,14 @@ def connected(
                 _share(context, spec, call, readers)
             except CannotShare as error:
                 with contextlib.suppress(QorumError):
-                    call(end_reader(context))
+                    call(reader.end(ReaderPaths(context.runtime.directory)))
                 _put_up_with(context, wanted, str(error))
         yield
     finally:
         for one in readers:
             one.close()
         with contextlib.suppress(QorumError):
-            call(end_reader(context))
-
-
-async def end_reader(context: SetContext) -> None:
-    """Ends the reader of a scrub, if there is one, also of one that was killed. Raises DaemonError where it stays."""
-    paths = ReaderPaths(context.runtime.directory)
-    pid = process.find_pid(paths)
-    if pid is not None:
-        process.kill(paths, pid)
-        await process.wait_gone(paths, pid, deadline_s=_ENDS_S)
-    if paths.directory.is_dir():
-        process.clear_runtime(paths)
-        with contextlib.suppress(OSError):
-            # What a reader has said is kept until there is another one.
-            if paths.log.stat().st_size == 0:
-                paths.log.unlink()
+            call(reader.end(ReaderPaths(context.runtime.directory)))
 
 
 def _share(context: SetContext, spec: SetSpec, call: Call, readers: list[CopyReader]) -> None:
@@ -92,7 +75,7 @@ def _share(context: SetContext, spec: SetSpec, call: Call, readers: list[CopyRea
     paths = ReaderPaths(context.runtime.directory)
     made: list[CopyReader] = []
     try:
-        call(end_reader(context))
+        call(reader.end(ReaderPaths(context.runtime.directory)))
         with contextlib.suppress(OSError):
             paths.log.unlink()
         images = reader.images([spec.copy_named(one.name) for one in readers], pid)

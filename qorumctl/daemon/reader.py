@@ -10,6 +10,7 @@ bytes are those that guests read. Raw images and devices only: what a format kee
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -17,9 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qorumctl.daemon import process
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.runtime import DaemonPaths
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource
+
+_ENDS_S = 2.0
+"""A killed reader that is at an image which hangs ends when the image answers: nobody waits for that."""
 
 
 class CannotShare(Exception):
@@ -131,6 +136,20 @@ def arguments(paths: ReaderPaths, found: Sequence[Image]) -> list[str]:
         }
         words += ["--blockdev", json.dumps(node), "--export", json.dumps(export)]
     return words
+
+
+async def end(paths: ReaderPaths) -> None:
+    """Ends a set's reader, if there is one, also of a scrub that was killed. Raises RefusedError where it stays."""
+    pid = process.find_pid(paths)
+    if pid is not None:
+        process.kill(paths, pid)
+        await process.wait_gone(paths, pid, deadline_s=_ENDS_S)
+    if paths.directory.is_dir():
+        process.clear_runtime(paths)
+        with contextlib.suppress(OSError):
+            # What a reader has said is kept until there is another one.
+            if paths.log.stat().st_size == 0:
+                paths.log.unlink()
 
 
 def _descriptors(pid: int) -> dict[tuple[int, int], str]:

@@ -49,7 +49,7 @@ async def running(live_set: LiveSets, **options: object) -> tuple[LiveSet, bytea
 
 def left_of_it(live: LiveSet) -> list[str]:
     paths = ReaderPaths(live.runtime.directory)
-    files = [path.name for path in paths.directory.iterdir() if path.name.startswith(("reader", "shm-"))]
+    files = [path.name for pattern in ("reader*", "shm-*") for path in paths.directory.glob(pattern)]
     return [*files, *map(str, process.processes(paths))]
 
 
