@@ -40,6 +40,7 @@ _OF_OUTCOME = {
 
 _OF_FATE = {
     Fate.REPAIRED: REPAIRED,
+    Fate.RESOLVED: REPAIRED,
     # A repair that was begun and not yet verified: the run goes on there.
     Fate.PENDING: UNFINISHED,
     Fate.LEFT: LEFT,

@@ -150,6 +150,7 @@ WORDS: list[tuple[str, Iterable[Any], Mapping[Any, str]]] = [
             Action.REPAIRED: "Written anew, flushed, read back and equal.",
             Action.LEFT: "Nothing was written.",
             Action.FAILED: "It was written, and does not hold what was written.",
+            Action.RESOLVED: "No majority: written as an operator has decided, see 'resolve'.",
         },
     ),
 ]

@@ -22,7 +22,13 @@ from qorumctl.units import format_size
 MOST_ROWS = 20
 """More than a screen of findings hides the sentence below them that says what to do."""
 
-_ACTION_STYLES = {Action.REPAIRED: "green", Action.LEFT: "yellow", Action.FAILED: "bold red", Action.PENDING: "yellow"}
+_ACTION_STYLES = {
+    Action.REPAIRED: "green",
+    Action.RESOLVED: "green",
+    Action.LEFT: "yellow",
+    Action.FAILED: "bold red",
+    Action.PENDING: "yellow",
+}
 OUTCOME_STYLES = {
     "clean": "green",
     "repaired": "yellow",

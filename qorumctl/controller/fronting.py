@@ -98,7 +98,11 @@ async def absent(context: SetContext, command: str, *, force: bool = False) -> A
         yield
 
 
-_FORCED = {"stop": " --force ends it, too, and cuts its guest off.", "restart": " With --force its guest waits."}
+_FORCED = {
+    "resolve": " With --force its guest waits.",
+    "stop": " --force ends it, too, and cuts its guest off.",
+    "restart": " With --force its guest waits.",
+}
 
 
 async def _settled_pid(context: SetContext, *, force: bool = False) -> int | None:

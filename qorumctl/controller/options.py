@@ -107,3 +107,19 @@ class ReplaceOptions:
     thin: bool = False
     rate_bytes_per_s: int | None = None
     cancel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveRequest:
+    """Either `finding` and `decision` (`copy=NAME`, `bitwise`, `file=PATH`), or `undo`, the id of what was saved.
+
+    `expected_plan`: that of a report with `dry_run`, which was agreed to; refused where it has become another one.
+    `force`: even while a guest is connected, and, of an undo, over what guests have written since.
+    """
+
+    finding: int | None = None
+    decision: str | None = None
+    undo: int | None = None
+    dry_run: bool = False
+    force: bool = False
+    expected_plan: str | None = None

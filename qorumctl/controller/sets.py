@@ -13,9 +13,10 @@ from qorumctl.controller.attach import GUEST_MEMORY_BYTES, attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deferred import Deferred
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
-from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
+from qorumctl.controller.options import CreateOptions, ReplaceOptions, ResolveRequest, ScrubOptions, Timeouts
 from qorumctl.daemon.front import FrontOptions
 from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, UsageError
+from qorumctl.model.evidence import Evidence, ResolveReport
 from qorumctl.model.report import FindingDocument, History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -35,10 +36,12 @@ from qorumctl.store import SetLock
 if TYPE_CHECKING:
     from qorumctl.controller import (
         creation,
+        decisions,
         deletion,
         detaching,
         dossier,
         enabling,
+        evidence,
         fronting,
         inspection,
         interrupted,
@@ -60,9 +63,9 @@ if TYPE_CHECKING:
 else:
     # Each is imported when it is first used: of all this a command needs a part: 0.1 s of processor time.
     for _name in (
-        "creation", "deletion", "detaching", "dossier", "enabling", "fronting", "inspection", "interrupted", "record",
-        "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting", "stopping", "succession",
-        "textfile", "vetting", "watching",
+        "creation", "decisions", "deletion", "detaching", "dossier", "enabling", "evidence", "fronting", "inspection",
+        "interrupted", "record", "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting",
+        "stopping", "succession", "textfile", "vetting", "watching",
     ):  # fmt: skip
         globals()[_name] = Deferred(f"qorumctl.controller.{_name}")
 
@@ -341,6 +344,19 @@ class QuorumSets:
         from qorumctl.controller.ledger import Ledger
 
         return Ledger(self._defined(name), run)
+
+    async def evidence(self, name: str, finding: int, *, most_rows: int = 16, from_bytes: int = 0) -> Evidence:
+        """What the copies hold of a finding's range now, beside what is on record, and their bitwise majority. Its
+        `rows` are data of guests. Of a running set without its lock; CopyError where too few copies can be read."""
+        return await evidence.evidence(self._defined(name), finding, most_rows=most_rows, from_bytes=from_bytes)
+
+    async def resolve(
+        self, name: str, request: ResolveRequest, *, control: ScrubControl | None = None
+    ) -> ResolveReport:
+        """Writes an operator's decision over a finding without a majority, or undoes one, with the volume withdrawn
+        from guests. What every copy held is saved before. RefusedError while a guest is connected, unless `force`, and
+        where there is nothing to decide; CopyError where a copy does not hold what was written: it is saved, too."""
+        return await decisions.carry_out(self._defined(name), request, control or ScrubControl())
 
     async def dossier(self, name: str, run: int | None, wanted: dossier.Wanted) -> dossier.Dossier:
         """All that a page about one run tells, of however many findings. Raises what `report` does. What it returns is

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from qorumctl import identity
-from qorumctl.controller import absences, interrupted, record, succession, telling, watcher
+from qorumctl.controller import absences, interrupted, maintenance, record, resolving, succession, telling, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl
 from qorumctl.controller.options import ScrubOptions
@@ -75,6 +75,7 @@ async def _start(
     observer: Observer,
     control: ScrubControl,
 ) -> Result:
+    await maintenance.settle(context, resolving.complete)
     if await is_up(context):
         lost = record.secure(context, spec_in_force(context), None)
         found = await already_up(context)
@@ -122,6 +123,8 @@ async def _start(
         # Before guests are let in: a time in which nobody listens makes every copy suspect.
         unheard = None if pid is None else await watcher.ensure(context, pid)
         with context.store() as store:
+            # First: a note beside a volume that was served is of a command on this very daemon.
+            cut_short = maintenance.forget(context, store)
             # On record before the export: what a killed stop has withdrawn was served all the same.
             context.note_served(store, True)
             context.note_written_through(store, spec)
@@ -135,7 +138,7 @@ async def _start(
         set=spec.name,
         command="start",
         changed=True,
-        warnings=[*absences.left_out_words(spec, absent), *([lost] if lost else []), *warnings],
+        warnings=[*absences.left_out_words(spec, absent), *filter(None, [lost, cut_short]), *warnings],
         recovery=recovery.run if recovery else None,
     )
 

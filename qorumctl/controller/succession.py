@@ -18,7 +18,7 @@ import contextlib
 from dataclasses import replace
 
 from qorumctl import definitions, identity
-from qorumctl.controller import absences, newcomer, watcher
+from qorumctl.controller import absences, maintenance, newcomer, resolving, watcher
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.detaching import flush
 from qorumctl.core.chronicle import Entry
@@ -33,6 +33,7 @@ from qorumctl.store.replacing import Replacement
 async def settle_leftovers(context: SetContext) -> list[Replacement]:
     """Of commands that were killed, before another one begins; under the set's lock. A newcomer that has not succeeded
     leaves the quorum and is closed; of one that has the rest is done. Returns the latter."""
+    await maintenance.settle(context, resolving.complete)
     notes = context.replacements()
     if not notes or context.pid() is None:
         return []

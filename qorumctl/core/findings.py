@@ -23,6 +23,8 @@ class Action(StrEnum):
     REPAIRED = "repaired"
     LEFT = "left"
     FAILED = "failed"
+    RESOLVED = "resolved"
+    """Without a majority, and written since as an operator has decided. It can be undone: then it is `left` again."""
 
 
 class Source(StrEnum):
@@ -99,7 +101,7 @@ class Fate(IntEnum):
 
 def fate_of(verdict: FindingVerdict, action: Action) -> Fate:
     match action:
-        case Action.REPAIRED:
+        case Action.REPAIRED | Action.RESOLVED:
             return Fate.REPAIRED
         case Action.PENDING:
             return Fate.PENDING

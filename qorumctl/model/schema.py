@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qorumctl.model.demo import DemoReport
+from qorumctl.model.evidence import Evidence, Manifest, ResolveReport
 from qorumctl.model.hooks import HookEvent, HooksReport, HookTest
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
@@ -35,6 +36,9 @@ KINDS: dict[str, type[BaseModel]] = {
     "definition": SetSpec,
     "scrub-report": ScrubReport,
     "history": History,
+    "evidence": Evidence,
+    "resolve": ResolveReport,
+    "saved": Manifest,
     "status": StatusReport,
     "list": ListReport,
     "show": ShowReport,

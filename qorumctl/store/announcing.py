@@ -23,6 +23,7 @@ _ACTIONS = {
     Action.LEFT: "not repaired",
     Action.FAILED: "the repair failed",
     Action.PENDING: "not repaired yet",
+    Action.RESOLVED: "resolved by an operator",
 }
 
 

@@ -202,7 +202,7 @@ _WORST_FIRST: tuple[Outcome, ...] = ("no-majority", "damaged", "repaired", "clea
 
 def outcome_of_group(verdict: str, action: str) -> Outcome:
     """What findings with this verdict and action make of a run."""
-    if action == Action.REPAIRED:
+    if action in {Action.REPAIRED, Action.RESOLVED}:
         return "repaired"
     return "no-majority" if verdict == FindingVerdict.NO_MAJORITY else "damaged"
 

@@ -14,12 +14,23 @@ from typing import Any
 
 from qorumctl.core.blame import Blame, blame
 from qorumctl.core.chronicle import Entry
-from qorumctl.core.findings import Cause, Finding
+from qorumctl.core.findings import Action, Cause, Finding
 from qorumctl.core.ranges import Range
 from qorumctl.errors import RefusedError, StoreError
 from qorumctl.files import reason, sync_directory
 from qorumctl.model.report import FindingDocument, History, Mode, Outcome, RunSummary, ScrubReport
-from qorumctl.store import absent, announcing, chronicle, faults, journal, replacing, reports, suspicions, totals
+from qorumctl.store import (
+    absent,
+    announcing,
+    chronicle,
+    deciding,
+    faults,
+    journal,
+    replacing,
+    reports,
+    suspicions,
+    totals,
+)
 from qorumctl.store.absent import Absence
 from qorumctl.store.chronicle import Chapter
 from qorumctl.store.database import FILE_NAME, Database, Listener
@@ -269,6 +280,13 @@ class Store:
     def finding(self, finding_id: int) -> Finding | None:
         """With its evidence: samples of guest data, which go into no document."""
         return journal.finding(self._database, finding_id)
+
+    def finding_by_id(self, finding_id: int) -> tuple[int, FindingDocument] | None:
+        """Its run, and what a report tells of it."""
+        return deciding.finding(self._database, finding_id)
+
+    def settle_by_decision(self, finding_id: int, at: Range, action: Action) -> bool:
+        return deciding.settle(self._database, finding_id, at, action)
 
     # What it tells.
 
