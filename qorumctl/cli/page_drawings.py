@@ -42,7 +42,7 @@ _NOBODY = "no copy"
 _GAP = 16
 WIDE = Frame("wide", 1000, letter=8.2, letters=14, cells=64, runs=24)
 NARROW = Frame("narrow", 360, letter=7, letters=7, cells=24, runs=8)
-_HEIGHTS = {Fate.REPAIRED: 18, Fate.PENDING: 18, Fate.LEFT: 26, Fate.TIED: 30}
+_HEIGHTS = {Fate.REPAIRED: 18, Fate.RESOLVED: 18, Fate.PENDING: 18, Fate.LEFT: 26, Fate.TIED: 30}
 """The worse, the higher: told apart without colours, too."""
 _LANE, _BAND, _COUNT = 52, 8, 14
 _EDGE = 1

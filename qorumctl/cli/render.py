@@ -161,8 +161,8 @@ def action(one: SetStatus) -> str | None:
                 else ""
             )
             return (
-                f"See 'qorumctl report {one.set}'. Write the ranges without a majority anew through the volume, from a"
-                f" backup; then run 'qorumctl scrub {one.set}'.{other}"
+                f"See 'qorumctl report {one.set}', and decide on each range without a majority with 'qorumctl resolve';"
+                f" or have a guest write them anew, from a backup, and run 'qorumctl scrub {one.set}'.{other}"
             )
         case SetState.DEGRADED if failing and not away:
             return f"Replace copy {failing[0]}: 'qorumctl copy replace {one.set} {failing[0]} SOURCE'."

@@ -16,13 +16,26 @@ from qorumctl.units import format_size
 
 MEANINGS: Mapping[Fate, str] = {
     Fate.REPAIRED: "repaired",
+    Fate.RESOLVED: "resolved by decision",
     Fate.PENDING: "being repaired",
     Fate.LEFT: "still damaged",
     Fate.TIED: "no majority",
 }
-_UNICODE: Mapping[Fate, str] = {Fate.REPAIRED: "●", Fate.PENDING: "◆", Fate.LEFT: "▲", Fate.TIED: "✕"}
-_ASCII: Mapping[Fate, str] = {Fate.REPAIRED: "o", Fate.PENDING: "?", Fate.LEFT: "!", Fate.TIED: "X"}
-_STYLES = {Fate.REPAIRED: "green", Fate.PENDING: "yellow", Fate.LEFT: "bold yellow", Fate.TIED: "bold red"}
+_UNICODE: Mapping[Fate, str] = {
+    Fate.REPAIRED: "●",
+    Fate.RESOLVED: "■",
+    Fate.PENDING: "◆",
+    Fate.LEFT: "▲",
+    Fate.TIED: "✕",
+}
+_ASCII: Mapping[Fate, str] = {Fate.REPAIRED: "o", Fate.RESOLVED: "#", Fate.PENDING: "?", Fate.LEFT: "!", Fate.TIED: "X"}
+_STYLES = {
+    Fate.REPAIRED: "green",
+    Fate.RESOLVED: "green",
+    Fate.PENDING: "yellow",
+    Fate.LEFT: "bold yellow",
+    Fate.TIED: "bold red",
+}
 _MOST_CELLS = 64
 """A power of two, as sizes of disks are multiples of one: the cells of 64 GiB are of 1 GiB."""
 _FEWEST_CELLS = 8

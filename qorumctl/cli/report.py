@@ -15,6 +15,7 @@ from qorumctl.cli.grammar import AsJson, SetName, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, RefusedError, UsageError
 from qorumctl.files import NotRegularError, read_start, reason, write_atomically
+from qorumctl.units import parse_size
 
 if TYPE_CHECKING:
     from qorumctl.controller.sets import QuorumSets
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _STANDARD_OUTPUT = Path("-")
 MOST_ROWS_AT_ONCE = 1000
 """A table is laid out as a whole: more rows than these are several, or memory grows with them (10 KB a row)."""
+_MOST_ROWS = 16
 
 
 def report(
@@ -45,10 +47,30 @@ def report(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace FILE even if it is no earlier report.")
     ] = False,
+    finding: Annotated[
+        int | None,
+        typer.Option(
+            "--finding",
+            metavar="ID",
+            min=1,
+            help="Show what each copy holds there now, byte by byte: data of guests.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", metavar="N", min=0, help="With --finding: so many rows that differ (16).", show_default=False
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="OFFSET", help="With --finding: rows from there on.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the findings of a run.
+    """Show the findings of a run, or all about one of them.
 
     A map of the disk, a line for each copy, and the evidence: who held which version (the beginning of its SHA-256).
     """
@@ -56,6 +78,13 @@ def report(
     from qorumctl.controller.sets import QuorumSets
 
     sets = QuorumSets()
+    if finding is not None:
+        if run is not None or html is not None or with_data or overwrite:
+            raise UsageError("--finding ID stands for itself.", remedy="Leave the run and the page out.")
+        _tell_evidence(outlet, sets, name, finding, _MOST_ROWS if rows is None else rows, start)
+        return
+    if rows is not None or start is not None:
+        raise UsageError("--rows and --from are about one finding.", remedy="Give --finding ID, too.")
     if html is None:
         if with_data or overwrite:
             option = "--with-data" if with_data else "--overwrite"
@@ -67,6 +96,14 @@ def report(
         )
     else:
         _write_page(outlet, sets, name, run, html, with_data=with_data, overwrite=overwrite)
+
+
+def _tell_evidence(outlet: Outlet, sets: QuorumSets, name: str, finding: int, rows: int, start: str | None) -> None:
+    from qorumctl.cli import render_evidence
+
+    from_bytes = 0 if start is None else parse_size(start)
+    document = asyncio.run(sets.evidence(name, finding, most_rows=rows, from_bytes=from_bytes))
+    outlet.document(document, *([] if outlet.as_json else render_evidence.evidence(document)))
 
 
 def _tell(outlet: Outlet, sets: QuorumSets, name: str, run: int | None) -> None:

@@ -86,7 +86,7 @@ def _again(report: ScrubReport) -> str:
 
 def _told(report: ScrubReport, tally: Tally) -> list[str]:
     """The findings by how they ended, a paragraph each, the worst first."""
-    repaired, pending, left, tied = (tally.by_fate[fate] for fate in Fate)
+    repaired, resolved, pending, left, tied = (tally.by_fate[fate] for fate in Fate)
     paragraphs = []
     if tied.number:
         paragraphs.append(_told_tied(report, tied))
@@ -96,6 +96,10 @@ def _told(report: ScrubReport, tally: Tally) -> list[str]:
         paragraphs.append(f"{_ranges(pending)} {_is(pending)} being repaired, not yet verified.")
     if repaired.number:
         paragraphs.append(_told_repaired(repaired, all_is_done=report.outcome == "repaired"))
+    if resolved.number:
+        paragraphs.append(
+            f"{_ranges(resolved)} had no majority, and {_was(resolved)} resolved by an operator's decision."
+        )
     return paragraphs
 
 
@@ -155,8 +159,9 @@ def _told_tied(report: ScrubReport, tied: Sum) -> str:
     return (
         f"{_ranges(tied)} {_has(tied)} no majority, at {where} (offset:length in bytes): no version is held by"
         f" enough copies to be trusted{why}. Nothing was written there{reads}."
-        " Keep the images as they are until you have what you need of them; then write those ranges anew through the"
-        f" volume, from a backup, and run 'qorumctl scrub {report.set}' again."
+        f" 'qorumctl report {report.set} --finding ID' shows what each copy holds; 'qorumctl resolve {report.set}"
+        " --finding ID --with ...' writes what you decide on. Or have a guest write those ranges anew, from a backup,"
+        f" and run 'qorumctl scrub {report.set}' again."
     )
 
 
@@ -220,7 +225,9 @@ Level = Literal["fine", "mended", "damaged", "tied", "open"]
 
 def verdict(report: ScrubReport, tally: Tally, *, at_work: bool) -> tuple[Level, str]:
     """What somebody has to know who reads nothing else. `at_work`: an unfinished run goes on at this moment."""
-    repaired, left, tied = (tally.by_fate[fate] for fate in (Fate.REPAIRED, Fate.LEFT, Fate.TIED))
+    repaired, resolved, left, tied = (
+        tally.by_fate[fate] for fate in (Fate.REPAIRED, Fate.RESOLVED, Fate.LEFT, Fate.TIED)
+    )
     if report.outcome in {"unfinished", "failed"}:
         return "open", _verdict_so_far(report, tally, at_work)
     if tied.number:
@@ -233,6 +240,8 @@ def verdict(report: ScrubReport, tally: Tally, *, at_work: bool) -> tuple[Level,
             "damaged",
             f"{_plain(left)}{_of_copies(left)} {_is(left)} still damaged; guests read what the majority holds.",
         )
+    if resolved.number:
+        return "mended", f"{_plain(resolved)} had no majority; an operator's decision was written there."
     if repaired.number:
         if not repaired.by_copy:
             return "mended", f"{_plain(repaired)} differed after an unclean stop; all of it was made equal."

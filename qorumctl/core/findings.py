@@ -92,17 +92,21 @@ class Fate(IntEnum):
     """What became of the damage of a finding, in one word. The higher, the worse."""
 
     REPAIRED = 1
-    PENDING = 2
-    LEFT = 3
+    RESOLVED = 2
+    """Without a majority, and written as an operator has decided."""
+    PENDING = 3
+    LEFT = 4
     """A majority spoke against the copy, and it is as it was."""
-    TIED = 4
+    TIED = 5
     """No majority, and nothing was written."""
 
 
 def fate_of(verdict: FindingVerdict, action: Action) -> Fate:
     match action:
-        case Action.REPAIRED | Action.RESOLVED:
+        case Action.REPAIRED:
             return Fate.REPAIRED
+        case Action.RESOLVED:
+            return Fate.RESOLVED
         case Action.PENDING:
             return Fate.PENDING
         case Action.LEFT | Action.FAILED:

@@ -55,4 +55,4 @@ class Tally:
     @property
     def open(self) -> int:
         """Findings that are not known to be repaired."""
-        return self.number - self.by_fate[Fate.REPAIRED].number
+        return self.number - self.by_fate[Fate.REPAIRED].number - self.by_fate[Fate.RESOLVED].number

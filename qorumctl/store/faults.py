@@ -77,7 +77,7 @@ class Judge:
         ]
         repaired = [row for row in earlier if row["action"] == Action.REPAIRED]
         return _Known(
-            known=bool(earlier) and earlier[0]["action"] != Action.REPAIRED,
+            known=bool(earlier) and earlier[0]["action"] not in {Action.REPAIRED, Action.RESOLVED},
             recurring=len(repaired),
             last_repaired=repaired[0]["confirmed"] if repaired else None,
         )

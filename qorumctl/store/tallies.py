@@ -20,12 +20,13 @@ _TIED = f"verdict = '{FindingVerdict.NO_MAJORITY}'"
 _UNREPAIRED = f"action IN ('{Action.LEFT}', '{Action.FAILED}')"
 _OF_FATE = {
     Fate.REPAIRED: f"AND action = '{Action.REPAIRED}'",
+    Fate.RESOLVED: f"AND action = '{Action.RESOLVED}'",
     Fate.PENDING: f"AND action = '{Action.PENDING}'",
     Fate.LEFT: f"AND {_UNREPAIRED} AND NOT {_TIED}",
     Fate.TIED: f"AND {_UNREPAIRED} AND {_TIED}",
 }
 """As fate_of has it, to be said to the database (tests/store/test_tallies.py compares the two)."""
-_NOTHING_TO_ACT_ON = f"AND action IN ('{Action.REPAIRED}', '{Action.PENDING}')"
+_NOTHING_TO_ACT_ON = f"AND action IN ('{Action.REPAIRED}', '{Action.RESOLVED}', '{Action.PENDING}')"
 _RECURRING = "AND recurring > 0"
 
 
@@ -86,9 +87,10 @@ class RunFindings:
             yield from self._database.parse(partial(_marks, rows))
 
     def left_in(self) -> set[tuple[str, ...]]:
-        """The copies at fault in findings that were not repaired: each set of names; () where none is blamed."""
+        """The copies at fault in findings that were neither repaired nor resolved: each set of names; () where none is blamed."""
         rows = self._database.rows(
-            "SELECT DISTINCT copies FROM findings WHERE run = ? AND action <> ?", (self._run_id, Action.REPAIRED)
+            "SELECT DISTINCT copies FROM findings WHERE run = ? AND action NOT IN (?, ?)",
+            (self._run_id, Action.REPAIRED, Action.RESOLVED),
         )
         return self._database.parse(lambda: {tuple(names_from_json(row["copies"])) for row in rows})
 
