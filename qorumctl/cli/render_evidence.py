@@ -32,6 +32,7 @@ _KINDS = {
     Kind.UNKNOWN: "other data",
 }
 _GROUP_BYTES = 4
+_LABEL = 8
 _DIFFERS = "bold red"
 
 
@@ -44,7 +45,7 @@ def evidence(found: Evidence) -> list[RenderableType]:
             ("range", f"{one.offset}:{one.length} ({format_size(one.length)})"),
             ("then", "; ".join([diagnosis_in_words(one), *notes(one)])),
             ("now", _now(found)),
-            ("agree", "; ".join(" = ".join(names) for names in found.agree)),
+            ("agree", "; ".join(" = ".join(names) for names in found.agree if len(names) > 1) or "nobody"),
             ("away", ", ".join(found.away) or None),
         ]
     )
@@ -68,7 +69,7 @@ def _now(found: Evidence) -> str:
     ]
     changed = [copy.name for copy in found.copies if copy.changed]
     since = f"changed since in copy {listed(changed)}" if changed else "as it was found"
-    live = "" if found.state is SetState.STOPPED else f" (read while the set is {found.state}: guests may write)"
+    live = "" if found.state is SetState.STOPPED else " (the set runs: guests may have written meanwhile)"
     return f"{', '.join(filter(None, parts))}; {since}{live}"
 
 
@@ -117,7 +118,10 @@ def _row(row: Row) -> list[RenderableType]:
 
 
 def _version(offset: str, label: str, data: str | None, reference: str | None) -> list[RenderableType]:
-    line = Text(f"{offset:>13} {label[:8]:<8} ", no_wrap=True, overflow="crop")
+    if len(label) > _LABEL:
+        # Many copies, or long names: on a line of their own.
+        return [words(f"{offset:>13} {label}"), *_version("", "", data, reference)]
+    line = Text(f"{offset:>13} {label:<{_LABEL}} ", no_wrap=True, overflow="crop")
     if data is None or reference is None:
         return [line.append("unreadable", style=_DIFFERS)]
     held, wanted = bytes.fromhex(data), bytes.fromhex(reference)
@@ -128,7 +132,7 @@ def _version(offset: str, label: str, data: str | None, reference: str | None) -
         line.append(chr(byte) if 0x20 <= byte < 0x7F else ".", style=_DIFFERS if flipped else "")
     if not any(flips):
         return [line]
-    below = Text(f"{'':13} {'  ^ bits':<8} ", no_wrap=True, overflow="crop")
+    below = Text(f"{'':13} {'  ^ bits':<{_LABEL}} ", no_wrap=True, overflow="crop")
     _append(below, [f"{flipped:02x}" if flipped else "  " for flipped in flips], flips)
     return [line, below]
 

@@ -8,7 +8,7 @@ ever written. Which of the two it is nobody can prove; what speaks for it, and a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations, pairwise
@@ -17,6 +17,8 @@ from qorumctl.core.diagnosis import Kind, diagnose
 
 _UNLIKELY_CHANCE = 0.01
 """From this chance of two flips at one bit on, in all of the range, it is no more called likely."""
+_MOST_SCATTERED = 200
+"""Flips in one sector, of 4096 bits: that many meet each other by chance."""
 
 
 class Likelihood(StrEnum):
@@ -75,17 +77,16 @@ class Survey:
         self.tied_bits += tied
         if tied:
             return None
-        differences = {}
+        flips: list[int] = []
         for name, version in versions.items():
-            flips = bytes(x ^ y for x, y in zip(version, agreed, strict=True))
-            if bits := int.from_bytes(flips, "little").bit_count():
+            if differing := int.from_bytes(version, "little") ^ int.from_bytes(agreed, "little"):
                 distance = self.distances[name]
-                distance.bits += bits
+                distance.bits += differing.bit_count()
                 distance.sectors += 1
                 distance.kinds[diagnose(agreed, version).kind] += 1
-                differences[name] = flips
-        self.crowded_sectors += _are_crowded(list(differences.values()))
-        counts = [int.from_bytes(flips, "little").bit_count() for flips in differences.values()]
+                flips.append(differing)
+        self.crowded_sectors += _are_crowded(flips, len(agreed))
+        counts = [differing.bit_count() for differing in flips]
         self.chance_of_coincidence += sum(x * y for x, y in combinations(counts, 2)) / (8 * len(agreed))
         return agreed
 
@@ -109,11 +110,20 @@ class Survey:
         return Likelihood.LIKELY
 
 
-def _are_crowded(flips: Sequence[bytes]) -> bool:
+def _are_crowded(flips: Sequence[int], length_bytes: int) -> bool:
     """Whether more flips lie within one byte, or in bytes beside each other, than scattered ones would: a version with
     another number in it looks like that. Of n scattered flips n*n/2 pairs are each so close with 3 chances in 512."""
-    length = len(flips[0]) if flips else 1
-    places = sorted(at for one in flips for at, byte in enumerate(one) for _ in range(byte.bit_count()))
+    number = sum(differing.bit_count() for differing in flips)
+    if number > _MOST_SCATTERED:
+        return True
+    places = sorted(place // 8 for differing in flips for place in _places(differing))
     close = sum(right - left <= 1 for left, right in pairwise(places))
-    expected = len(places) * len(places) / 2 * 3 / length
-    return close > 4 * expected + (1 if len(places) > 3 else 0)
+    expected = number * number / 2 * 3 / length_bytes
+    return close > 4 * expected + (1 if number > 3 else 0)
+
+
+def _places(bits: int) -> Iterator[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest

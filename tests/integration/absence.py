@@ -60,11 +60,13 @@ def stepping(wrapped):
     return step
 from qorumctl import definitions, identity
 from qorumctl.daemon.client import Monitor
+from qorumctl.store import saved
 from qorumctl.store.database import Database
 from qorumctl.copies.nbd_link import NbdLink
 Monitor.execute = stepping(Monitor.execute)
 Database.write = stepping(Database.write)
 identity.write_atomically = stepping(identity.write_atomically)
+saved.write_atomically = stepping(saved.write_atomically)
 definitions.write_atomically = stepping(definitions.write_atomically)
 NbdLink.flush, NbdLink.write = stepping(NbdLink.flush), stepping(NbdLink.write)
 if begins_at:
