@@ -27,7 +27,9 @@ def settle(database: Database, finding_id: int, at: Range, action: Action) -> bo
     with database.write() as connection:
         row = connection.execute("SELECT run, action FROM findings WHERE id = ?", (finding_id,)).fetchone()
         changed = connection.execute(
-            "UPDATE findings SET action = ? WHERE id = ? AND start = ? AND length = ? AND verdict = ?",
+            # What a scrub has seen before says nothing of it any more: an undo may come after a clean one.
+            "UPDATE findings SET action = ?, newest_run = (SELECT max(id) FROM runs)"
+            " WHERE id = ? AND start = ? AND length = ? AND verdict = ?",
             (action, finding_id, at.offset, at.length, _OF_VERDICT),
         ).rowcount
         if changed and row["action"] != action:

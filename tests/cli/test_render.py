@@ -117,8 +117,8 @@ errors: 2 findings are open: see 'qorumctl report web01'
         ({"state": "stalled"}, "Guests wait. Look at the storage of the copies: one that hangs holds up all."),
         (
             {"state": "damaged"},
-            "See 'qorumctl report web01'. Write the ranges without a majority anew through the volume, from a backup; "
-            "then run 'qorumctl scrub web01'.",
+            "See 'qorumctl report web01', and decide on each range without a majority with "
+            "'qorumctl resolve'; or have a guest write them anew, from a backup, and run 'qorumctl scrub web01'.",
         ),
         (
             {"state": "degraded", "copies": [copy("a"), copy("b"), copy("c", state="missing")]},

@@ -76,9 +76,10 @@ ID       OFFSET  LENGTH  COPIES  VERDICT      ACTION    WHAT
 
 web01: 1 range of 512 B has no majority, at 9437184:512 (offset:length in
 bytes): no version is held by enough copies to be trusted. Nothing was written
-there, and a guest that reads there gets an I/O error. Keep the images as they
-are until you have what you need of them; then write those ranges anew through
-the volume, from a backup, and run 'qorumctl scrub web01' again.
+there, and a guest that reads there gets an I/O error. 'qorumctl report web01
+--finding ID' shows what each copy holds; 'qorumctl resolve web01 --finding ID
+--with ...' writes what you decide on. Or have a guest write those ranges anew,
+from a backup, and run 'qorumctl scrub web01' again.
 
 1 range of 512 B is left damaged (copy c once). Guests still read what the
 majority holds, but another failure there would lose data. Check the storage of

@@ -88,6 +88,8 @@ async def test_a_sector_that_every_copy_has_lost_differently_is_resolved_bitwise
     assert (again.state, action(live)) == ("healthy", "resolved")
     assert await is_served(live)
     assert (await live.scrub()).outcome == "clean"
+    # Although that scrub has found nothing there.
+    assert (await undo(live, again.id)).state == "damaged"
 
 
 async def test_a_copy_or_a_file_decides_and_what_has_a_majority_is_not_written(
