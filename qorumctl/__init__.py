@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart, StopReason
-    from qorumctl.controller.options import CreateOptions, ReplaceOptions, ScrubOptions, Timeouts
+    from qorumctl.controller.options import CreateOptions, ReplaceOptions, ResolveRequest, ScrubOptions, Timeouts
     from qorumctl.controller.sets import QuorumSets
     from qorumctl.controller.watching import Audience
     from qorumctl.core.findings import Action, Cause, FindingVerdict
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         StoreError,
         UsageError,
     )
+    from qorumctl.model.evidence import Bitwise, CopyEvidence, Evidence, ResolvedCopy, ResolveReport, Row
     from qorumctl.model.report import (
         CopyEntry,
         CopyHistory,
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "controller.observer": "Observer ScrubControl ScrubPosition ScrubStart StopReason",
-    "controller.options": "CreateOptions ReplaceOptions ScrubOptions Timeouts",
+    "controller.options": "CreateOptions ReplaceOptions ResolveRequest ScrubOptions Timeouts",
     "controller.sets": "QuorumSets",
     "controller.watching": "Audience",
     "core.findings": "Action Cause FindingVerdict",
@@ -82,6 +83,7 @@ _HOMES = {
     "errors": "CommandError CopyError CopyInUseError CopySharingError CopySilentError CopyUnavailableError DaemonError "
     "DaemonGoneError DaemonStalledError DaemonStartError DamagedStateError DefinitionError LockedError QorumError "
     "RefusedError StoreError UsageError",
+    "model.evidence": "Bitwise CopyEvidence Evidence ResolveReport ResolvedCopy Row",
     "model.report": "CopyEntry CopyHistory DiagnosisDocument FindingDocument History RangeDocument RunSummary "
     "ScrubReport",
     "model.spec": "CopySpec SetSpec",
@@ -95,6 +97,7 @@ __all__ = [
     "Action",
     "AttachReport",
     "Audience",
+    "Bitwise",
     "Cause",
     "CheckItem",
     "CheckReport",
@@ -102,6 +105,7 @@ __all__ = [
     "CopyBlame",
     "CopyEntry",
     "CopyError",
+    "CopyEvidence",
     "CopyHistory",
     "CopyInUseError",
     "CopyResult",
@@ -121,6 +125,7 @@ __all__ = [
     "DiagnosisDocument",
     "Directories",
     "EventDocument",
+    "Evidence",
     "FindingDocument",
     "FindingVerdict",
     "FrontReport",
@@ -136,7 +141,11 @@ __all__ = [
     "RangeDocument",
     "RefusedError",
     "ReplaceOptions",
+    "ResolveReport",
+    "ResolveRequest",
+    "ResolvedCopy",
     "Result",
+    "Row",
     "RunSummary",
     "RunningScrub",
     "ScrubControl",

@@ -87,7 +87,8 @@ class RunFindings:
             yield from self._database.parse(partial(_marks, rows))
 
     def left_in(self) -> set[tuple[str, ...]]:
-        """The copies at fault in findings that were neither repaired nor resolved: each set of names; () where none is blamed."""
+        """The copies at fault in findings that were neither repaired nor resolved: each set of names;
+        () where none is blamed."""
         rows = self._database.rows(
             "SELECT DISTINCT copies FROM findings WHERE run = ? AND action NOT IN (?, ?)",
             (self._run_id, Action.REPAIRED, Action.RESOLVED),
