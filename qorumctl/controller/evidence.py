@@ -70,7 +70,7 @@ def _read(
     with context.store(read_only=True) as store:
         stale = suspects.stale(store, spec)
     at = Range(finding.offset, finding.length)
-    with looking.readers_of(context, present) as readers:
+    with looking.readers_of(context, present, reached=True) as readers:
         names = [reader.name for reader in readers]
         looking.check_enough(context, names, spec.threshold)
         account = _Account(names, stale, at, most_rows, from_bytes)

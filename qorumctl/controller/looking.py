@@ -63,12 +63,12 @@ def pieces(
 
 
 @contextmanager
-def readers_of(context: SetContext, names: Sequence[str]) -> Iterator[list[CopyReader]]:
-    """Of those copies that can be reached."""
+def readers_of(context: SetContext, names: Sequence[str], *, reached: bool = False) -> Iterator[list[CopyReader]]:
+    """Of all these copies: CopyUnavailableError. With `reached`, of those that can be reached."""
     with ExitStack() as stack:
         readers: list[CopyReader] = []
         for name in names:
-            with suppress(CopyUnavailableError):
+            with suppress(*([CopyUnavailableError] if reached else [])):
                 reader = NbdCopy(name, context.runtime.nbd_sock, copy_node(name), timeout_s=context.timeouts.copy_s)
                 stack.enter_context(closing(reader))
                 readers.append(reader)

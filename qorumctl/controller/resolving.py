@@ -46,10 +46,9 @@ def plan(
     """What would be written, by what the copies hold now. In a thread; needs no lock, and changes nothing."""
     finding = _undecided(context, finding_id)
     with looking.readers_of(context, names) as readers, context.store(read_only=True) as store:
-        present = [reader.name for reader in readers]
         stale = suspects.stale(store, spec)
         with content_of(decision, finding.length) as file:
-            draft = Draft(spec.name, _range(finding), decision, present, stale, file)
+            draft = Draft(spec.name, _range(finding), decision, names, stale, file)
             for piece in looking.pieces(readers, _range(finding), spec.threshold, stale, _heeding(context, control)):
                 draft.add(piece)
     return _report(context, finding, decision, draft, None)
@@ -98,8 +97,6 @@ def _save(
     """On return all is on stable storage; whatever fails, nothing was written."""
     at, stale = _range(finding), suspects.stale(store, spec)
     with looking.readers_of(context, names) as readers, content_of(decision, finding.length) as file:
-        if missing := set(names) - {reader.name for reader in readers}:
-            raise _unreachable(context, min(missing))
         draft = Draft(spec.name, at, decision, names, stale, file)
         sources = {name: spec.copy_named(name).source.label for name in names}
         saving = saved.Saving(context.state_dir, sources, chosen=True)
@@ -144,7 +141,11 @@ def write_alike(
 ) -> None:
     """The chosen contents, through the fence, to all copies; then flushed, and read back from each."""
     export = f"{RESYNC_PREFIX}.{uuid4().hex}"
-    run(quorum.monitor.execute("block-export-add", graph.export(export, graph.FENCE, writable=True), timeout_s=30.0))
+    run(
+        quorum.monitor.execute(
+            "block-export-add", graph.export(export, graph.FENCE, writable=True), timeout_s=context.timeouts.drain_s
+        )
+    )
     limit_s = context.timeouts.copy_s
     assert manifest.chosen is not None
     path = saved.directory(context.state_dir, manifest.id) / manifest.chosen.file
@@ -162,8 +163,6 @@ def write_alike(
         if not flush(context, graph.copy_node(name)):
             raise _not_held(context, manifest, name, ranges_of(manifest)[0])
     with looking.readers_of(context, names) as readers, saved.open_saved(path) as file:
-        if missing := set(names) - {reader.name for reader in readers}:
-            raise _unreachable(context, min(missing))
         for part in split(ranges_of(manifest), looking.PIECE_BYTES):
             file.seek(part.offset - manifest.offset)
             wanted = file.read(part.length)
@@ -291,15 +290,6 @@ def _heeding(context: SetContext, control: ScrubControl) -> Callable[[], None]:
             raise QorumError("Interrupted: nothing was written.", set_name=context.name)
 
     return heed
-
-
-def _unreachable(context: SetContext, name: str) -> CopyError:
-    return CopyError(
-        f"Copy {name} of {context.name} cannot be read.",
-        remedy=f"See 'qorumctl status {context.name}'.",
-        set_name=context.name,
-        copy=name,
-    )
 
 
 def _not_held(context: SetContext, manifest: Manifest, name: str | None, at: Range) -> CopyError:

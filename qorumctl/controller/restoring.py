@@ -270,6 +270,9 @@ def write_each(context: SetContext, spec: SetSpec, quorum: QuorumSet, run: Run, 
     with _saved_files(context, wanted) as files:
         for name in manifest.copies:
             ranges = list(split(restored_ranges(wanted, name), looking.PIECE_BYTES))
+            if not ranges:
+                # Nothing of it could be read when it was saved.
+                continue
             run(quorum.children.take_out(name))
             export = run(quorum.children.export_for_resync(name))
             link = NbdLink(

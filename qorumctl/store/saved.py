@@ -134,6 +134,7 @@ def load(state_dir: Path, saved_id: int) -> Manifest | None:
         manifest = Manifest.model_validate_json(content)
         if manifest.id != saved_id or any(os.sep in one.file for one in _files(manifest)):
             raise ValueError("it tells of another directory")
+        _check_ranges(manifest)
     except (ValidationError, ValueError):
         raise StoreError(
             f"{path} is no record of saved contents, or is damaged.",
@@ -181,6 +182,15 @@ def sweep(state_dir: Path) -> None:
 
 def _files(manifest: Manifest) -> list[SavedCopy]:
     return [*manifest.copies.values(), *([manifest.chosen] if manifest.chosen else [])]
+
+
+def _check_ranges(manifest: Manifest) -> None:
+    """ValueError where it speaks of what lies outside its range."""
+    whole = Range(manifest.offset, manifest.length)
+    parts = [Range(r.offset, r.length) for r in manifest.written]
+    parts += [Range(r.offset + whole.offset, r.length) for one in _files(manifest) for r in one.unreadable]
+    if not manifest.written or not all(whole.contains(part) for part in parts):
+        raise ValueError("parts of another range")
 
 
 def _write(path: Path, manifest: Manifest) -> None:

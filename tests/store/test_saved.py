@@ -67,6 +67,15 @@ def test_a_manifest_leads_to_no_other_place(tmp_path: Path) -> None:
         saved.load(tmp_path, done.id)
 
 
+@pytest.mark.parametrize("written", ['"offset": 0', '"offset": 1024', '"offset": -512'])
+def test_a_manifest_speaks_of_its_own_range(tmp_path: Path, written: str) -> None:
+    done = begun(tmp_path).finish(manifest(offset=256, length=1024))
+    path = saved.directory(tmp_path, 1) / "manifest.json"
+    path.write_text(path.read_text().replace('"offset": 512', written))
+    with pytest.raises(StoreError, match="no record of saved contents"):
+        saved.load(tmp_path, done.id)
+
+
 def test_a_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     done = begun(tmp_path).finish(manifest())
     path = saved.directory(tmp_path, 1) / "copy-a.bin"
