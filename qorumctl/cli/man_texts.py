@@ -31,6 +31,7 @@ ENVIRONMENT = [
 FILES = [
     ("/etc/qorum/sets/NAME.toml", "The definition of a set, see qorumctl.toml(5)."),
     ("/var/lib/qorum/NAME/state.db", "Runs, findings, and samples of damaged data: readable by its owner only."),
+    ("/var/lib/qorum/NAME/saved/", "What copies held before a 'resolve': guests' data, for their owner only."),
     ("/etc/qorum/hooks.d/", "Programs that are told of events: see qorumctl hooks list."),
     ("/run/qorum/NAME/nbd.sock", "Where guests connect: the NBD export 'volume'."),
     ("/run/qorum/NAME/front.sock", "Where a guest of 'qorumctl front' connects: vhost-user-blk."),

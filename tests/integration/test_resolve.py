@@ -18,7 +18,7 @@ from qorumctl.store import saved
 from tests.attack import Attack
 from tests.integration.absence import as_if_nothing_had_been, cut, standing, write
 from tests.integration.harness import NAME, SECTOR, LiveSet
-from tests.live import MIB
+from tests.live import MIB, NbdServer, faulty_server
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -398,3 +398,32 @@ async def test_evidence_of_a_set_that_runs_and_of_one_that_is_stopped(live_set: 
     assert torn.bitwise.likelihood == "unlikely"
     assert (torn.rows, torn.more_rows) == ([], 32)
     assert (await live.sets.start(NAME)).changed
+
+
+async def test_a_copy_that_cannot_read_there(live_set: LiveSets, nbdkit: Callable[..., NbdServer]) -> None:
+    """Two others that differ are no majority, bit by bit neither. What it held nobody knows, so nothing restores it."""
+    live = live_set(size_bytes=SIZE)
+    for path in live.paths():
+        Path(path).write_bytes(bytes(SIZE))
+    bad = live.images_dir / "bad"
+    server = faulty_server(nbdkit, Path(live.paths()[2]), [(256, 256)], once=bad)
+    await live.create(sources=[*live.paths()[:2], server.uri])
+    await live.start()
+    shadow = live.fill()
+    bad.touch()
+    live.flip("a", AT)
+    (finding,) = (await live.scrub()).findings
+    found = await live.sets.evidence(NAME, finding.id)
+    assert [copy.unreadable_bytes for copy in found.copies] == [0, 0, SECTOR]
+    assert (found.bitwise.likelihood, found.rows[0].data["c"]) == ("impossible", None)
+    with pytest.raises(RefusedError, match="bits are tied"):
+        await decide(live, finding.id)
+    with pytest.raises(QorumError, match="Copy c does not hold what was written"):
+        await decide(live, finding.id, "copy=b")
+    assert await is_served(live)
+    bad.unlink()
+    assert (await live.scrub()).outcome == "clean"
+    undone = await undo(live, 1)
+    assert any("512 bytes of copy c could not be read" in text for text in undone.warnings)
+    assert [live.contents("a") == bytes(shadow), live.contents("b") == bytes(shadow)] == [False, True]
+    assert Path(live.paths()[2]).read_bytes() == bytes(shadow)
