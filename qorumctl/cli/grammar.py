@@ -49,6 +49,7 @@ Takeover = Annotated[
 ]
 
 Format = Literal["raw", "qcow2"]
+ImportFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
 Policy = Literal["repair", "report"]
 Cache = Literal["none", "writeback"]
 Transport = Literal["auto", "shm", "nbd"]

@@ -16,6 +16,7 @@ from qorumctl.cli.grammar import (
     Degraded,
     Force,
     Format,
+    ImportFormat,
     Now,
     Policy,
     SetName,
@@ -63,10 +64,25 @@ def create(
         Cache, typer.Option("--cache", help="none: see the medium (O_DIRECT); writeback: through the page cache.")
     ] = "none",
     thin: Annotated[bool, typer.Option("--thin", help="Allow images larger than the free space.")] = False,
+    import_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="IMAGE", help="Fill the new set from this image.", show_default=False),
+    ] = None,
+    from_format: Annotated[
+        ImportFormat | None,
+        typer.Option("--from-format", help="Of IMAGE; it is never guessed.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --from: what devices and exports hold is lost.")
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Define a set. Images that are all missing are created; images that all exist are compared in full."""
+    """Define a set.
+
+    Images that are all missing are created; images that all exist are compared in full. With --from they are created
+    and filled, and compared with IMAGE in full. Ctrl-C gives up; after a kill the same command begins anew.
+    """
     outlet = outlet_of(ctx, as_json, verbose)
     from qorumctl.controller.options import CreateOptions
 
@@ -77,7 +93,12 @@ def create(
         threshold=threshold,
         cache=cache,
         thin=thin,
+        import_from=import_from,
+        import_format=from_format,
+        overwrite=overwrite,
     )
+    if import_from is None and (from_format is not None or overwrite):
+        raise UsageError("--from-format and --overwrite are about what --from names.", remedy="Add --from IMAGE.")
     _change(
         outlet, lambda sets, observer, control: sets.create(name, sources, options, observer=observer, control=control)
     )

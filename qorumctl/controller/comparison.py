@@ -12,6 +12,7 @@ from qorumctl.copies.nbd import NbdCopy
 from qorumctl.core.findings import Checkpoint, Finding, FindingVerdict
 from qorumctl.core.progress import Progress
 from qorumctl.core.ranges import Range
+from qorumctl.core.vote import strict_majority
 from qorumctl.daemon.graph import copy_node
 from qorumctl.errors import QorumError, RefusedError
 from qorumctl.model.spec import SetSpec
@@ -24,42 +25,59 @@ from qorumctl.units import format_size
 
 def compare(context: SetContext, spec: SetSpec, observer: Observer, control: ScrubControl) -> None:
     """The engine in report mode over copies that nobody writes. Raises RefusedError where any sector differs."""
-    socket = context.runtime.nbd_sock
-    readers = [
-        NbdCopy(copy.name, socket, copy_node(copy.name), timeout_s=context.timeouts.copy_s) for copy in spec.copies
-    ]
-    differences = _Differences()
-    try:
-        plan = ScrubPlan(
-            size_bytes=spec.size,
-            threshold=spec.threshold,
-            repair=False,
-            rewriting=False,
-            within=Range(0, spec.size),
-            now=now,
-        )
-        observer.started(ScrubStart(spec.name, 0, "report", spec.size, None, recovery=False))
-        reason = Scrub(readers, QuietFence(), differences, _Onlooker(spec, observer, control), WallClock(), plan).run()
-    finally:
-        for reader in readers:
-            reader.close()
-    if reason is not None:
-        raise QorumError("Interrupted: no set was created and no image was changed.", set_name=spec.name)
-    if (first := differences.first) is not None:
-        who = (
-            "no two copies agree"
-            if first.verdict is FindingVerdict.NO_MAJORITY
-            else f"at fault: {', '.join(first.copies)}"
-        )
+    found = differences(context, spec, spec.copy_names, observer, control)
+    if (first := found.first) is not None:
         raise RefusedError(
-            f"The images are not equal: they differ in {format_size(differences.length_bytes)}, "
-            f"first at offset {first.range.offset}, {first.range.length} bytes ({who}).",
+            f"The images are not equal: they differ in {format_size(found.length_bytes)}, "
+            f"first at offset {first.range.offset}, {first.range.length} bytes ({_who(first)}).",
             remedy="Nothing was changed. Copy the right image over the others, then create the set.",
             set_name=spec.name,
         )
 
 
-class _Differences:
+def differences(
+    context: SetContext,
+    spec: SetSpec,
+    names: Sequence[str],
+    observer: Observer,
+    control: ScrubControl,
+    *,
+    work: str | None = None,
+) -> Differences:
+    """Compares everything that is exported as `copy-NAME`. Raises QorumError where `control` stops it."""
+    socket = context.runtime.nbd_sock
+    readers = [NbdCopy(name, socket, copy_node(name), timeout_s=context.timeouts.copy_s) for name in names]
+    found = Differences()
+    try:
+        plan = ScrubPlan(
+            size_bytes=spec.size,
+            threshold=strict_majority(len(names)),
+            repair=False,
+            rewriting=False,
+            within=Range(0, spec.size),
+            now=now,
+        )
+        observer.started(ScrubStart(spec.name, 0, "report", spec.size, None, recovery=False, work=work))
+        reason = Scrub(readers, QuietFence(), found, _Onlooker(spec, observer, control), WallClock(), plan).run()
+    finally:
+        for reader in readers:
+            reader.close()
+    if reason is not None:
+        raise interrupted(spec)
+    return found
+
+
+def interrupted(spec: SetSpec) -> QorumError:
+    return QorumError("Interrupted: no set was created and no image was changed.", set_name=spec.name)
+
+
+def _who(finding: Finding) -> str:
+    if finding.verdict is FindingVerdict.NO_MAJORITY:
+        return "no two copies agree"
+    return f"at fault: {', '.join(finding.copies)}"
+
+
+class Differences:
     """A journal that only counts: there is no set yet to keep findings for."""
 
     def __init__(self) -> None:

@@ -65,7 +65,20 @@ class SetContext:
 
     def spec(self) -> SetSpec:
         """The definition as it stands in its file. Raises DefinitionError."""
+        if not self.is_defined() and self.announcement_path.exists():
+            raise DefinitionError(
+                f"The creation of {self.name} is unfinished: there is no such set yet.",
+                remedy="Wait for 'qorumctl create' to end. If it was interrupted, repeat it, or give it up with "
+                f"'qorumctl delete {self.name} --images --yes'.",
+                set_name=self.name,
+                path=str(self.announcement_path),
+            )
         return definitions.load(self.definition_path)
+
+    @property
+    def announcement_path(self) -> Path:
+        """What a `create` is about to make: see controller/interrupted.py."""
+        return self.state_dir / "creating.json"
 
     def is_defined(self) -> bool:
         """Whether something stands where the definition belongs, usable or not."""

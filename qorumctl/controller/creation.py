@@ -7,10 +7,11 @@ import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from uuid import uuid4
 
 from qorumctl import definitions, identity, image_use, images
-from qorumctl.controller import interrupted, record
+from qorumctl.controller import importing, interrupted, record
 from qorumctl.controller.comparison import compare
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deletion import forget_history
@@ -41,6 +42,10 @@ async def create(
     interrupted.take_back(context)
     context.runtime.check()
     images.distinct(copies, own_socket=context.runtime.nbd_sock)
+    if options.import_from is not None:
+        _prepare_config(context)
+        specify = partial(_spec, context, copies, options)
+        return await importing.fill(context, copies, options, specify, observer, control)
     existing = _existing(copies)
     _prepare_config(context)
     if not existing:

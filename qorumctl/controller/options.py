@@ -85,9 +85,15 @@ class ScrubOptions:
     count_suspects: bool = False
 
 
+ImportFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
+"""What an image can be imported from, by QEMU's names."""
+
+
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """`size_bytes`: needed when the images do not exist yet. `thin`: allow images larger than the free space."""
+    """`size_bytes`: needed when the images do not exist yet. `thin`: allow images larger than the free space.
+    `import_from`: fill the copies from this image, of `import_format`; then `overwrite`: what devices and exports
+    among the copies hold may be lost."""
 
     size_bytes: int | None = None
     format: Literal["raw", "qcow2"] = "raw"
@@ -95,6 +101,9 @@ class CreateOptions:
     threshold: int | None = None
     cache: Literal["none", "writeback"] = "none"
     thin: bool = False
+    import_from: str | None = None
+    import_format: ImportFormat | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

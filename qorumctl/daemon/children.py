@@ -38,14 +38,19 @@ class Children:
 
     # -- nodes
 
-    async def open(self, copy: CopySpec, *, read_only: bool, exported: bool = True) -> None:
+    async def open(
+        self, copy: CopySpec, *, read_only: bool, exported: bool = True, more: graph.QmpArguments | None = None
+    ) -> None:
         """Opens a copy's nodes, exported read-only as `copy-NAME` unless not `exported`. With `read_only` False an
-        image that another process uses is refused. Raises CopyError; what was opened stays."""
+        image that another process uses is refused. `more`: options for its upper node, and `discard` for both. Raises
+        CopyError; what was opened stays."""
+        more = more or {}
+        discard = {"discard": more["discard"]} if "discard" in more else {}
         try:
             if (credentials := graph.tls_object(copy)) is not None:
                 await self._run("object-add", credentials)
-            await self._run("blockdev-add", graph.protocol_node(copy, read_only=read_only))
-            await self._run("blockdev-add", graph.format_node(copy, read_only=read_only))
+            await self._run("blockdev-add", graph.protocol_node(copy, read_only=read_only) | discard)
+            await self._run("blockdev-add", graph.format_node(copy, read_only=read_only) | more)
             if not read_only:
                 await self._claim(copy)
         except CommandError as error:
@@ -74,12 +79,16 @@ class Children:
     async def check_length(self, copy: CopySpec) -> None:
         """RefusedError where an open copy has not the set's length: QEMU aborts at a read past the end of a shorter
         child."""
-        node = (await self._nodes()).get(graph.copy_node(await self.key(copy.name)))
+        check_length(self._spec, copy, await self.length(copy.name))
+
+    async def length(self, name: str) -> int | None:
+        """Bytes of an open copy, a multiple of 512; None where it is not open."""
+        node = (await self._nodes()).get(graph.copy_node(await self.key(name)))
         with understood("query-named-block-nodes"):
             length = None if node is None else node["image"]["virtual-size"]
             if node is not None and type(length) is not int:
                 raise TypeError("no length")
-        check_length(self._spec, copy, length)
+        return length
 
     async def credentials(self) -> list[str]:
         try:

@@ -162,6 +162,14 @@ class DoctorReport(Document):
     items: list[CheckItem]
 
 
+class Imported(Document):
+    """What a new set was filled from, and compared with in full."""
+
+    source: str
+    format: str
+    size: int
+
+
 class Result(Document):
     """The answer of a command that changes a set. `changed` is false when there was nothing to do."""
 
@@ -172,6 +180,7 @@ class Result(Document):
     state: SetState | None = None
     warnings: list[str] = Field(default_factory=list)
     recovery: int | None = Field(None, description="the run that scrubbed an unclean set before its volume went up")
+    imported: Imported | None = Field(None, description="create --from")
 
 
 class CopyResult(Document):
