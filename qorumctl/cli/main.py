@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 from qorumctl import __version__
-from qorumctl.cli import copy, exit_codes, front, hooks, metrics, report, resolve, scrub, service, sets, tools, watch
+from qorumctl.cli import (
+    copy,
+    exit_codes,
+    front,
+    hooks,
+    metrics,
+    report,
+    resolve,
+    scrub,
+    service,
+    sets,
+    tools,
+    transfer,
+    watch,
+)
 from qorumctl.cli.grammar import AsJson, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import QorumError, UsageError
@@ -22,7 +36,7 @@ from qorumctl.errors import QorumError, UsageError
 _COMMANDS = (
     sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
     scrub.scrub, scrub.pause, scrub.cancel, report.report, resolve.resolve, scrub.history, watch.watch, metrics.metrics,
-    service.enable, service.disable,
+    transfer.export, service.enable, service.disable,
     tools.attach, front.front, tools.doctor, tools.qmp, tools.schema,
 )  # fmt: skip
 

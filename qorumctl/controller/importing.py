@@ -13,11 +13,9 @@ which the next `create` begins anew and `delete` removes what was made.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from qorumctl import definitions, identity, images
 from qorumctl.controller import import_source, interrupted, record
@@ -34,7 +32,7 @@ from qorumctl.daemon import jobs
 from qorumctl.daemon.formatting import format_image
 from qorumctl.daemon.graph import QmpArguments, copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import CommandError, CopyError, QorumError, RefusedError, UsageError
+from qorumctl.errors import CopyError, QorumError, RefusedError, UsageError
 from qorumctl.files import reason
 from qorumctl.model.spec import CopySpec, FileSource, SetSpec
 from qorumctl.model.status import Imported, Result
@@ -179,13 +177,9 @@ async def _copy(
     for number, copy in enumerate(spec.copies):
         origin = source.model_copy(update={"name": SOURCE if number == 0 else f"{SOURCE}-{number + 1}"})
         if number:
-            await quorum.children.open(
-                origin, read_only=True, exported=False, more=import_source.node_options(fmt)
-            )
+            await quorum.children.open(origin, read_only=True, exported=False, more=import_source.node_options(fmt))
         await quorum.children.open(copy, read_only=False, exported=False, more=_SPARSE)
-        await jobs.begin(
-            quorum.monitor, copy.name, copy_node(origin.name), copy_node(copy.name), timeout_s=timeout_s
-        )
+        await jobs.begin(quorum.monitor, copy.name, copy_node(origin.name), copy_node(copy.name), timeout_s=timeout_s)
     progress, clock = Progress(spec.size), WallClock()
     while True:
         states = await jobs.look(quorum.monitor, timeout_s=timeout_s)
@@ -194,9 +188,7 @@ async def _copy(
                 raise _broken(copy, source, states[copy.name].failure)
         done = int(spec.size * min(states[copy.name].fraction for copy in spec.copies))
         progress.advance(max(done, progress.position_bytes), clock.now_s())
-        observer.moved(
-            ScrubPosition(done, spec.size, done, progress.rate_bytes_per_s, progress.eta_s, None)
-        )
+        observer.moved(ScrubPosition(done, spec.size, done, progress.rate_bytes_per_s, progress.eta_s, None))
         if all(states[copy.name].ready for copy in spec.copies):
             break
         if control.reason is not None:
@@ -231,8 +223,8 @@ async def _verify(
     if (first := found.first) is not None:
         who = ", ".join(name for name in first.copies if name != SOURCE)
         raise CopyError(
-            f"What was imported into {spec.name} is not what {source.source.label} holds: {format_size(found.length_bytes)} "
-            f"differ, first at offset {first.range.offset} (at fault: {who or 'the source'}).",
+            f"What was imported into {spec.name} is not what {source.source.label} holds: "
+            f"{format_size(found.length_bytes)} differ, first at offset {first.range.offset} (at fault: {who or SOURCE}).",
             remedy="No set was created. Look at the storage, and that nobody writes to the source; then repeat it.",
             set_name=spec.name,
         )

@@ -29,7 +29,7 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Announcement:
-    """`makes_images`: whether the image files did not exist before. `inodes`: path -> inode of those that are filled."""
+    """`makes_images`: whether the image files did not exist before. `inodes`: path -> inode of what is filled."""
 
     definition: SetSpec
     makes_images: bool

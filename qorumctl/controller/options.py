@@ -132,3 +132,14 @@ class ResolveRequest:
     dry_run: bool = False
     force: bool = False
     expected_plan: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """`partial`: what has no majority is filled with a marker. `overwrite`: a file that exists is replaced. `thin`: try
+    it though the space may not do."""
+
+    format: Literal["raw", "qcow2"] = "raw"
+    partial: bool = False
+    overwrite: bool = False
+    thin: bool = False

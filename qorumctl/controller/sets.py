@@ -13,10 +13,18 @@ from qorumctl.controller.attach import GUEST_MEMORY_BYTES, attachment
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deferred import Deferred
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
-from qorumctl.controller.options import CreateOptions, ReplaceOptions, ResolveRequest, ScrubOptions, Timeouts
+from qorumctl.controller.options import (
+    CreateOptions,
+    ExportOptions,
+    ReplaceOptions,
+    ResolveRequest,
+    ScrubOptions,
+    Timeouts,
+)
 from qorumctl.daemon.front import FrontOptions
 from qorumctl.errors import DaemonGoneError, LockedError, QorumError, RefusedError, UsageError
 from qorumctl.model.evidence import Evidence, ResolveReport
+from qorumctl.model.export import ExportReport
 from qorumctl.model.report import FindingDocument, History, ScrubReport
 from qorumctl.model.spec import SetSpec
 from qorumctl.model.status import (
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
         dossier,
         enabling,
         evidence,
+        export_target,
+        exporting,
         fronting,
         inspection,
         interrupted,
@@ -63,8 +73,8 @@ if TYPE_CHECKING:
 else:
     # Each is imported when it is first used: of all this a command needs a part: 0.1 s of processor time.
     for _name in (
-        "creation", "decisions", "deletion", "detaching", "dossier", "enabling", "evidence", "fronting", "inspection",
-        "interrupted", "record", "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting",
+        "creation", "decisions", "deletion", "detaching", "dossier", "enabling", "evidence", "export_target",
+        "exporting", "fronting", "inspection",        "interrupted", "record", "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting",
         "stopping", "succession", "textfile", "vetting", "watching",
     ):  # fmt: skip
         globals()[_name] = Deferred(f"qorumctl.controller.{_name}")
@@ -147,6 +157,7 @@ class QuorumSets:
         else:
             async with textfile.published(context):
                 with lock:
+                    await export_target.settle(context)
                     result = await starting.start(
                         context,
                         now=now,
@@ -211,6 +222,7 @@ class QuorumSets:
             context.spec()
         with context.lock("delete"):
             async with fronting.absent(context, "delete"):
+                await export_target.settle(context)
                 return await deletion.delete(context, images_too=images)
 
     async def watch(self, name: str, audience: watching.Audience, *, detached: bool = False) -> None:
@@ -471,6 +483,25 @@ class QuorumSets:
             )
         return serving.spec_in_force(context)
 
+    # -- data in and out
+
+    async def export(
+        self,
+        name: str,
+        path: Path,
+        options: ExportOptions | None = None,
+        *,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> ExportReport:
+        """Writes the voted content to `path` (absolute). Where something has no majority `exported` is false, unless
+        `options.partial`. RefusedError, CopyError: nothing was exported, and nothing is left."""
+        context, options = self._defined(name), options or ExportOptions()
+        target = export_target.Target(path, options.format, options.overwrite)
+        async with _at_work(context, "export"):
+            await succession.settle_leftovers(context)
+            return await exporting.export(context, target, options, observer or Silent(), control or ScrubControl())
+
     # -- hooks
 
     @property
@@ -510,4 +541,5 @@ async def _at_work(context: SetContext, purpose: str) -> AsyncIterator[SetLock]:
     """Under the set's lock; its metrics are written anew once it is free."""
     async with textfile.published(context):
         with context.lock(purpose) as lock:
+            await export_target.settle(context)
             yield lock

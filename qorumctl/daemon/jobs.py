@@ -9,6 +9,7 @@ nodes have `discard=unmap`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +79,9 @@ async def drop_all(monitor: Monitor, *, timeout_s: float) -> list[str]:
     """Breaks off and forgets every one; idempotent. Returns their names."""
     names = sorted(await look(monitor, timeout_s=timeout_s))
     for name in names:
-        try:
+        # It may have ended by itself.
+        with contextlib.suppress(CommandError):
             await monitor.execute("job-cancel", {"id": JOB_PREFIX + name}, timeout_s=timeout_s)
-        except CommandError:
-            # It has ended by itself meanwhile.
-            pass
         await _dismiss(monitor, name, timeout_s=timeout_s)
     return names
 

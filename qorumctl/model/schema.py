@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from qorumctl.model.demo import DemoReport
 from qorumctl.model.evidence import Evidence, Manifest, ResolveReport
+from qorumctl.model.export import ExportReport
 from qorumctl.model.hooks import HookEvent, HooksReport, HookTest
 from qorumctl.model.report import History, ScrubReport
 from qorumctl.model.spec import SetSpec
@@ -46,6 +47,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "doctor": DoctorReport,
     "result": Result,
     "copy-result": CopyResult,
+    "export": ExportReport,
     "attach": AttachReport,
     "front": FrontReport,
     "qmp": QmpReport,
