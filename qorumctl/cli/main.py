@@ -36,7 +36,7 @@ from qorumctl.errors import QorumError, UsageError
 _COMMANDS = (
     sets.create, sets.start, sets.stop, sets.restart, sets.status, sets.list_sets, sets.show, sets.check, sets.delete,
     scrub.scrub, scrub.pause, scrub.cancel, report.report, resolve.resolve, scrub.history, watch.watch, metrics.metrics,
-    transfer.export, service.enable, service.disable,
+    transfer.export, transfer.grow, service.enable, service.disable,
     tools.attach, front.front, tools.doctor, tools.qmp, tools.schema,
 )  # fmt: skip
 

@@ -372,6 +372,7 @@ _DONE = {
     "start": ("{set} is started.", "{set} runs already: nothing was changed."),
     "stop": ("{set} is stopped.", "{set} does not run: nothing was changed."),
     "restart": ("{set} is restarted.", "{set} is as it was: nothing was changed."),
+    "grow": ("{set} has its new size.", "{set} has that size already: nothing was changed."),
     "delete": ("{set} is deleted.", "{set} does not exist: nothing was changed."),
     "enable": (
         "{set} is enabled: systemd starts it at boot, and scrubs it.",

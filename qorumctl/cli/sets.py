@@ -99,7 +99,7 @@ def create(
     )
     if import_from is None and (from_format is not None or overwrite):
         raise UsageError("--from-format and --overwrite are about what --from names.", remedy="Add --from IMAGE.")
-    _change(
+    change(
         outlet, lambda sets, observer, control: sets.create(name, sources, options, observer=observer, control=control)
     )
 
@@ -118,7 +118,7 @@ def start(
     from qorumctl.controller import managed
 
     options = managed.StartOptions(now, degraded, takeover)
-    _change(
+    change(
         outlet,
         lambda sets, observer, control: managed.start(sets, outlet.manager, name, options, observer, control),
     )
@@ -131,7 +131,7 @@ def stop(
     outlet = outlet_of(ctx, as_json, verbose)
     from qorumctl.controller import managed
 
-    _change(outlet, lambda sets, observer, control: managed.stop(sets, outlet.manager, name, force=force))
+    change(outlet, lambda sets, observer, control: managed.stop(sets, outlet.manager, name, force=force))
 
 
 def restart(
@@ -149,7 +149,7 @@ def restart(
     from qorumctl.controller import managed
 
     options = managed.StartOptions(now, degraded, takeover)
-    _change(
+    change(
         outlet,
         lambda sets, observer, control: managed.restart(
             sets, outlet.manager, name, options, observer, control, force=force
@@ -157,7 +157,7 @@ def restart(
     )
 
 
-def _change(outlet: Outlet, work: Work) -> None:
+def change(outlet: Outlet, work: Work) -> None:
     """Runs a command that changes a set, and may scrub it on the way."""
     from qorumctl.controller.sets import QuorumSets
 

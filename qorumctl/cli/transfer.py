@@ -1,4 +1,4 @@
-"""`export`: a set's data as an image file."""
+"""`export`: a set's data as an image file. `grow`: a larger set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 from qorumctl.cli import exit_codes
 from qorumctl.cli.grammar import AsJson, Format, SetName, Verbose
 from qorumctl.cli.outlet import outlet_of
-from qorumctl.cli.sets import watched
+from qorumctl.cli.sets import change, watched
+from qorumctl.units import parse_size
 
 
 def export(
@@ -53,3 +54,25 @@ def export(
         outlet.warning(text, set_name=done.set)
     outlet.document(done, *render_transfer.export(done))
     raise typer.Exit(exit_codes.NO_MAJORITY if done.no_majority else exit_codes.FINE)
+
+
+def grow(
+    ctx: typer.Context,
+    name: SetName,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="Of the whole disk, such as 40GiB.", show_default=False)],
+    thin: Annotated[bool, typer.Option("--thin", help="Allow images larger than the free space.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a stopped set larger, all of its copies or none.
+
+    Image files are enlarged; devices and NBD exports must have the new size already, and what they hold behind the old
+    end is zeroed. Ctrl-C and failures leave the old size; after a kill the next command on the set finishes it, or
+    takes it back.
+    """
+    outlet = outlet_of(ctx, as_json, verbose)
+    size_bytes = parse_size(size)
+    change(
+        outlet,
+        lambda sets, observer, control: sets.grow(name, size_bytes, thin=thin, observer=observer, control=control),
+    )

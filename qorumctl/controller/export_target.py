@@ -16,6 +16,7 @@ from typing import Literal
 
 from qorumctl import identity, image_use, images
 from qorumctl.controller.context import SetContext
+from qorumctl.controller.serving import end_leftover, is_up
 from qorumctl.daemon import jobs, sink
 from qorumctl.daemon.client import Monitor
 from qorumctl.errors import CommandError, DaemonError, QorumError, RefusedError, StoreError, UsageError
@@ -146,8 +147,12 @@ async def settle(context: SetContext) -> None:
     await sink.end(sink.SinkPaths(context.runtime.directory))
     if context.pid() is not None:
         try:
-            async with context.scrub_monitor() as monitor:
-                await drop_job(context, monitor)
+            if await is_up(context):
+                async with context.scrub_monitor() as monitor:
+                    await drop_job(context, monitor)
+            else:
+                # That of a set at rest.
+                await end_leftover(context)
         except DaemonError:
             return
     conclude(context)

@@ -224,7 +224,8 @@ async def _verify(
         who = ", ".join(name for name in first.copies if name != SOURCE)
         raise CopyError(
             f"What was imported into {spec.name} is not what {source.source.label} holds: "
-            f"{format_size(found.length_bytes)} differ, first at offset {first.range.offset} (at fault: {who or SOURCE}).",
+            f"{format_size(found.length_bytes)} differ, first at offset {first.range.offset} "
+            f"(at fault: {who or SOURCE}).",
             remedy="No set was created. Look at the storage, and that nobody writes to the source; then repeat it.",
             set_name=spec.name,
         )

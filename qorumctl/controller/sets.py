@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         export_target,
         exporting,
         fronting,
+        growing,
         inspection,
         interrupted,
         record,
@@ -74,7 +75,7 @@ else:
     # Each is imported when it is first used: of all this a command needs a part: 0.1 s of processor time.
     for _name in (
         "creation", "decisions", "deletion", "detaching", "dossier", "enabling", "evidence", "export_target",
-        "exporting", "fronting", "inspection",        "interrupted", "record", "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting",
+        "exporting", "fronting", "growing", "inspection",        "interrupted", "record", "rejoining", "replacing", "schedule", "scrub_commands", "serving", "starting",
         "stopping", "succession", "textfile", "vetting", "watching",
     ):  # fmt: skip
         globals()[_name] = Deferred(f"qorumctl.controller.{_name}")
@@ -157,7 +158,7 @@ class QuorumSets:
         else:
             async with textfile.published(context):
                 with lock:
-                    await export_target.settle(context)
+                    await _settle(context)
                     result = await starting.start(
                         context,
                         now=now,
@@ -502,6 +503,23 @@ class QuorumSets:
             await succession.settle_leftovers(context)
             return await exporting.export(context, target, options, observer or Silent(), control or ScrubControl())
 
+    async def grow(
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        thin: bool = False,
+        observer: Observer | None = None,
+        control: ScrubControl | None = None,
+    ) -> Result:
+        """Makes a stopped set larger: all copies or none. Devices and exports must have the new length already. `thin`:
+        though the space may not do. One of that size is left as it is: `changed` is false. RefusedError, CopyError."""
+        context = self._defined(name)
+        async with _at_work(context, "grow"):
+            return await growing.grow(
+                context, size_bytes, thin=thin, observer=observer or Silent(), control=control or ScrubControl()
+            )
+
     # -- hooks
 
     @property
@@ -536,10 +554,16 @@ class QuorumSets:
         return context
 
 
+async def _settle(context: SetContext) -> None:
+    """What commands that were killed have left, and nobody else looks for."""
+    await export_target.settle(context)
+    await growing.settle(context)
+
+
 @asynccontextmanager
 async def _at_work(context: SetContext, purpose: str) -> AsyncIterator[SetLock]:
     """Under the set's lock; its metrics are written anew once it is free."""
     async with textfile.published(context):
         with context.lock(purpose) as lock:
-            await export_target.settle(context)
+            await _settle(context)
             yield lock

@@ -61,9 +61,23 @@ def looks(context: SetContext, spec: SetSpec, *, takeover: bool) -> list[Look]:
         detail = f"{copy.source.label}, {format_size(spec.size)}"
         found.append(Look(f"copy {copy.name}", detail, partial(_look_at_copy, spec, copy, running=running)))
     words = "all of this set, none has missed writes"
+    if (context.state_dir / GROWING).exists():
+        found.insert(0, Look("size", "no enlargement is unfinished", lambda: _refuse_growing(spec)))
     if absences := context.absences():
         found.insert(0, Look("presence", "no copy is away", lambda: refuse_away(spec, absences, running=running)))
     return [*found, Look("identity", words, lambda: _look_at_identity(spec, takeover=takeover))]
+
+
+GROWING = "growing.json"
+"""In the state directory, while a set is being enlarged: see controller/growing.py."""
+
+
+def _refuse_growing(spec: SetSpec) -> None:
+    raise RefusedError(
+        f"An enlargement of {spec.name} was interrupted.",
+        remedy="The next 'qorumctl start', 'scrub' or 'grow' finishes it, or takes it back.",
+        set_name=spec.name,
+    )
 
 
 def refuse_away(spec: SetSpec, absences: Mapping[str, Absence], *, running: bool) -> None:
@@ -278,6 +292,11 @@ def _look_at_identity(spec: SetSpec, *, takeover: bool) -> None:
     if who.foreign_host and not takeover:
         raise foreign(spec, who)
     refuse_stale(spec, who)
+
+
+def refuse_doubtful_identity(spec: SetSpec) -> None:
+    """A stale copy, one of another set, a foreign host: RefusedError."""
+    _look_at_identity(spec, takeover=False)
 
 
 def foreign(spec: SetSpec, who: Identity) -> RefusedError:

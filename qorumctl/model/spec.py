@@ -269,7 +269,7 @@ class SetSpec(Strict):
 
     name: SetName = Field(description="That of the file, without .toml: 1 to 32 of a-z, 0-9, '_', '-'.")
     uuid: UUID = Field(description="Made by create; the images carry it in their identity. Never to be changed.")
-    size: Size = Field(description="Of the disk, a multiple of 512 bytes. It cannot change.")
+    size: Size = Field(description="Of the disk, a multiple of 512 bytes. `qorumctl grow` changes it, and the copies.")
     threshold: int = Field(
         0, description="How many copies must agree: more than half; that is what it is where it is left out."
     )

@@ -1,0 +1,367 @@
+"""`export`: what the set holds, by the vote of its current copies, or no file at all."""
+
+from __future__ import annotations
+
+import random
+import signal
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qorumctl.controller import exporting
+from qorumctl.controller.observer import ScrubControl, Silent, StopReason
+from qorumctl.controller.options import ExportOptions
+from qorumctl.controller.voted import MARKER
+from qorumctl.daemon import process
+from qorumctl.daemon.sink import SinkPaths
+from qorumctl.errors import CopyError, QorumError, RefusedError
+from qorumctl.model.export import ExportReport
+from tests.attack import Attack
+from tests.integration.harness import NAME, SECTOR, LiveSet
+from tests.live import MIB, wait_for
+
+pytestmark = pytest.mark.live
+LiveSets = Callable[..., LiveSet]
+
+
+@pytest.fixture
+def place(short_dir: Path) -> Path:
+    """Where exports go."""
+    directory = short_dir / "out"
+    directory.mkdir()
+    return directory
+
+
+async def filled(live: LiveSet, *, stopped: bool = True, **options: object) -> bytearray:
+    """Data in the first half; returns what the disk holds."""
+    await live.create(**options)
+    shadow = bytearray(random.Random(1).randbytes(live.size_bytes // 2) + bytes(live.size_bytes // 2))
+    for copy in "abc":
+        live.poke(copy, 0, shadow[: live.size_bytes // 2])
+    if not stopped:
+        await live.start()
+    return shadow
+
+
+async def export(live: LiveSet, path: Path, **options: object) -> ExportReport:
+    return await live.sets.export(NAME, path, ExportOptions(**options))  # type: ignore[arg-type]
+
+
+def as_raw(path: Path, fmt: str) -> bytes:
+    if fmt == "raw":
+        return path.read_bytes()
+    flat = path.with_suffix(".flat")
+    subprocess.run(["qemu-img", "convert", "-f", fmt, "-O", "raw", path, flat], check=True)
+    data = flat.read_bytes()
+    flat.unlink()
+    return data
+
+
+def nothing_is_left(live: LiveSet, place: Path, *names: str) -> None:
+    assert sorted(path.name for path in place.iterdir()) == sorted(names)
+    assert process.find_pid(SinkPaths(live.runtime.directory)) is None
+    assert not (live.directories.state_dir(NAME) / "exporting.json").exists()
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "running"])
+async def test_the_file_holds_what_the_set_holds_and_holes_stay_holes(
+    live_set: LiveSets, place: Path, fmt: str, stopped: bool
+) -> None:
+    live = live_set(size_bytes=8 * MIB)
+    shadow = await filled(live, stopped=stopped)
+    done = await export(live, place / "x", format=fmt)
+    assert (done.exported, done.running, done.no_majority) == (True, not stopped, [])
+    nothing_is_left(live, place, "x")
+    assert as_raw(place / "x", fmt) == shadow
+    assert (place / "x").stat().st_blocks * 512 < 5 * MIB
+    assert (place / "x").stat().st_mode & 0o777 == 0o600
+    if not stopped:
+        await live.sets.stop(NAME)
+
+
+async def test_damage_to_two_copies_in_one_request_loses_nothing(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    shadow = await filled(live)
+    live.flip("a", 1000)
+    live.flip("b", 1000 + SECTOR)
+    live.flip("c", 3 * MIB)
+    await export(live, place / "x")
+    assert (place / "x").read_bytes() == shadow
+
+
+async def test_what_has_no_majority_is_listed_and_nothing_is_exported(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    shadow = await filled(live)
+    for copy in "ab":
+        live.poke(copy, 5 * SECTOR, copy.encode() * 10)
+        live.poke(copy, 3 * MIB, copy.encode() * SECTOR * 2)
+    lost = [(5 * SECTOR, SECTOR), (3 * MIB, 2 * SECTOR)]
+    done = await export(live, place / "x")
+    assert (done.exported, [(r.offset, r.length) for r in done.no_majority]) == (False, lost)
+    nothing_is_left(live, place)
+    done = await export(live, place / "x", partial=True)
+    assert (done.exported, [(r.offset, r.length) for r in done.no_majority]) == (True, lost)
+    for offset, length in lost:
+        shadow[offset : offset + length] = MARKER * (length // SECTOR)
+    assert (place / "x").read_bytes() == shadow
+    nothing_is_left(live, place, "x")
+
+
+async def test_a_copy_that_missed_writes_does_not_vote(live_set: LiveSets, place: Path) -> None:
+    """It and one that lost the same write agree, and would win."""
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live)
+    for copy in "bc":
+        live.poke(copy, 0, b"old")
+    with live.sets._context(NAME).store() as store:
+        store.suspect(["c"], missed=True, why="a test says so")
+    done = await export(live, place / "x")
+    assert [(r.offset, r.length) for r in done.no_majority] == [(0, SECTOR)]
+    nothing_is_left(live, place)
+
+
+async def test_a_running_set_in_doubt_is_refused(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live, stopped=False)
+    with live.sets._context(NAME).store() as store:
+        store.suspect(["c"], missed=False, why="a test says so")
+    with pytest.raises(RefusedError, match="Copy c of web01 missed a write, or may have"):
+        await export(live, place / "x")
+    with pytest.raises(RefusedError, match="is running"):
+        await export(live, place / "x", partial=True)
+    await live.scrub()
+    await export(live, place / "x")
+    nothing_is_left(live, place, "x")
+    await live.sets.stop(NAME)
+
+
+async def test_a_copy_that_misses_a_write_meanwhile_spoils_it(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, wait = live_set(size_bytes=4 * MIB), exporting.watcher.outlast_throttle
+    await filled(live, stopped=False)
+
+    async def missed(context: object) -> None:
+        monkeypatch.setattr(exporting.watcher, "outlast_throttle", wait)
+        with live.sets._context(NAME).store() as store:
+            store.suspect(["c"], missed=True, why="a test says so")
+
+    monkeypatch.setattr(exporting.watcher, "outlast_throttle", missed)
+    with pytest.raises(RefusedError, match="Copy c"):
+        await export(live, place / "x")
+    nothing_is_left(live, place)
+
+
+async def test_a_running_set_that_cannot_be_read_is_not_exported(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live, stopped=False, cache="writeback")
+    for copy in "ab":
+        live.poke(copy, 5 * SECTOR, copy.encode() * 10)
+    with pytest.raises(QorumError, match="could not be copied"):
+        await export(live, place / "x")
+    nothing_is_left(live, place)
+    await live.sets.stop(NAME)
+
+
+@contextmanager
+def counting(live: LiveSet) -> Iterator[list[int]]:
+    """A guest that writes 1, 2, 3 ... to a row of sectors, one after the other, round after round."""
+    stop, written = threading.Event(), [0]
+
+    def write() -> None:
+        link = live.link()
+        while not stop.is_set():
+            number = written[0] + 1
+            at = (number - 1) % (live.size_bytes // SECTOR) * SECTOR
+            assert link.write(at, struct.pack("<Q", number) * (SECTOR // 8))
+            written[0] = number
+        link.flush()
+        link.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        wait_for(lambda: written[0] > 100, "the first writes")
+        yield written
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.attack("an export of a running set is of one moment", "a guest that counts, sector by sector")
+async def test_while_guests_write_it_is_of_one_moment(live_set: LiveSets, place: Path, attack: Attack) -> None:
+    live = live_set(size_bytes=MIB)
+    await live.create()
+    await live.start()
+    sectors = live.size_bytes // SECTOR
+    with counting(live) as written:
+        for _ in attack.rounds(2):
+            before = written[0]
+            await export(live, place / "x", overwrite=True)
+            data = (place / "x").read_bytes()
+            seen = [struct.unpack_from("<Q", data, at * SECTOR)[0] for at in range(sectors)]
+            newest = max(seen)
+            assert before <= newest <= written[0]
+            # What was written before the newest is there, and nothing else.
+            assert seen == _expected(newest, sectors)
+            attack.count(writes=newest)
+    assert (await live.scrub()).outcome == "clean"
+    await live.sets.stop(NAME)
+
+
+def _expected(newest: int, sectors: int) -> list[int]:
+    """Of each sector the last number that is not above the newest."""
+    found = [0] * sectors
+    for number in range(max(1, newest - sectors + 1), newest + 1):
+        found[(number - 1) % sectors] = number
+    return found
+
+
+async def test_what_the_file_did_not_keep_is_noticed(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, reopen = live_set(size_bytes=4 * MIB), exporting.Sink.reopen
+    await filled(live)
+
+    async def spoiled(self: exporting.Sink) -> None:
+        with next(place.iterdir()).open("r+b") as file:
+            file.seek(4096)
+            file.write(b"rot")
+        await reopen(self)
+
+    monkeypatch.setattr(exporting.Sink, "reopen", spoiled)
+    with pytest.raises(CopyError, match="512 B differ, first at offset 4096"):
+        await export(live, place / "x")
+    nothing_is_left(live, place)
+    await live.start()
+    with pytest.raises(CopyError, match="512 B differ, first at offset 4096"):
+        await export(live, place / "x")
+    nothing_is_left(live, place)
+    await live.sets.stop(NAME)
+
+
+async def test_what_is_in_the_way_is_refused(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live)
+    (place / "file").write_bytes(b"mine")
+    (place / "link").symlink_to(place / "file")
+    own = live.directories.state_dir(NAME) / "x"
+    for path, words in [
+        (place / "file", "exists already"),
+        (place / "link", "no regular file"),
+        (place, "no regular file"),
+        (place / "no" / "x", "no directory"),
+        (own, "keeps its own files"),
+        (Path("x"), "not an absolute path"),
+    ]:
+        with pytest.raises(QorumError, match=words):
+            await export(live, path)
+    for path in (live.image("a"), Path(f"{live.image('b')}.qorum")):
+        with pytest.raises(RefusedError, match=r"of the set|of set"):
+            await export(live, path, overwrite=True)
+    assert (place / "file").read_bytes() == b"mine"
+    nothing_is_left(live, place, "file", "link")
+    await export(live, place / "file", overwrite=True)
+    assert (place / "file").stat().st_size == live.size_bytes
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "running"])
+async def test_who_stops_it_gets_no_file(live_set: LiveSets, place: Path, stopped: bool) -> None:
+    live, control = live_set(size_bytes=4 * MIB), ScrubControl()
+    await filled(live, stopped=stopped)
+
+    class Stopper(Silent):
+        def started(self, start: object) -> None:
+            if "comparing" in str(start.work):  # type: ignore[attr-defined]
+                control.stop(StopReason.INTERRUPTED)
+
+    with pytest.raises(QorumError, match="Interrupted: nothing was exported"):
+        await live.sets.export(NAME, place / "x", observer=Stopper(), control=control)
+    nothing_is_left(live, place)
+    if not stopped:
+        await live.sets.stop(NAME)
+
+
+STOPPED = (
+    "exporting:Sink",
+    "exporting:Checker",
+    "exporting:export_target.put_in_place",
+    "exporting:export_target.conclude",
+)
+RUNNING = ("exporting:jobs.begin", "exporting:jobs.look", "exporting:jobs.finish", *STOPPED[1:])
+
+
+@pytest.mark.parametrize(
+    ("step", "stopped"), [*((step, True) for step in STOPPED), *((step, False) for step in RUNNING)]
+)
+async def test_killed_before_any_step_the_next_command_removes_what_is_left(
+    live_set: LiveSets, place: Path, step: str, stopped: bool
+) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    shadow = await filled(live, stopped=stopped)
+    live.dies_at(step, "export", NAME, str(place / "x"))
+    if not stopped:
+        # A guest writes on, whatever the orphaned job does.
+        link = live.link()
+        assert link.write(0, b"n" * SECTOR)
+        link.close()
+        shadow[:SECTOR] = b"n" * SECTOR
+    assert (await live.scrub(mode="report")).outcome == "clean"
+    nothing_is_left(live, place, *(["x"] if (place / "x").exists() else []))
+    await export(live, place / "x", overwrite=True)
+    assert (place / "x").read_bytes() == shadow
+    if not stopped:
+        await live.sets.stop(NAME)
+    assert all(live.equal_to(shadow).values())
+
+
+@pytest.mark.attack("qorumctl killed at any instant harms nothing, and leaves nothing behind", "kill -9 of an export")
+async def test_exports_killed_at_random_instants(live_set: LiveSets, place: Path, attack: Attack) -> None:
+    live = live_set(size_bytes=8 * MIB)
+    shadow = await filled(live, stopped=False)
+    command = ("export", NAME, str(place / "x"), "--overwrite")
+    for seed in attack.rounds(3):
+        victim = live.cli(*command)
+        try:
+            victim.wait(random.Random(seed).uniform(0.4, 1.5))
+        except subprocess.TimeoutExpired:
+            victim.kill()
+        victim.communicate()
+        attack.count(kills=victim.returncode == -signal.SIGKILL)
+        if seed % 2:
+            await live.sets.stop(NAME)
+            nothing_is_left(live, place, *(["x"] if (place / "x").exists() else []))
+            await live.start()
+        await export(live, place / "x", overwrite=True)
+        assert (place / "x").read_bytes() == shadow
+        nothing_is_left(live, place, "x")
+    await live.sets.stop(NAME)
+    assert all(live.equal_to(shadow).values())
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+async def test_imported_scrubbed_damaged_repaired_and_exported_it_is_the_original(
+    live_set: LiveSets, place: Path, fmt: str
+) -> None:
+    live = live_set(size_bytes=8 * MIB)
+    dice = random.Random(5)
+    original = dice.randbytes(3 * MIB) + bytes(4 * MIB) + dice.randbytes(MIB)
+    source = place / "original"
+    (place / "flat").write_bytes(original)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, place / "flat", source], check=True)
+    await live.create(size_bytes=None, import_from=str(source), import_format=fmt, cache="writeback")
+    await live.start()
+    assert (await live.scrub()).outcome == "clean"
+    for copy, offset in (("a", 1000), ("b", 1512), ("c", 7 * MIB + 5), ("a", 5 * MIB)):
+        live.flip(copy, offset)
+    assert (await live.scrub()).outcome == "repaired"
+    await export(live, place / "running", format=fmt)
+    await live.sets.stop(NAME)
+    await export(live, place / "stopped", format=fmt)
+    assert as_raw(place / "running", fmt) == as_raw(place / "stopped", fmt) == original
