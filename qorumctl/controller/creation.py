@@ -173,6 +173,7 @@ def _same_again(context: SetContext, copies: tuple[CopySpec, ...], options: Crea
         and options.policy == spec.policy
         and options.threshold in {None, spec.threshold}
         and all(copy.cache == options.cache for copy in spec.copies)
+        and (options.import_from is None or importing.is_from(context, options))
     )
     if not same:
         raise RefusedError(

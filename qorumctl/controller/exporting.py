@@ -191,6 +191,10 @@ class _Job:
                 try:
                     fence.run(jobs.begin(quorum.monitor, "export", FENCE, sink.TARGET, timeout_s=self._timeout_s))
                     self._until_alike(fence.run, quorum)
+                    # A drain waits for what the job has begun to write: a file that hangs must not be met by one.
+                    with closing(self._link(file)) as link:
+                        if not link.flush():
+                            raise self._unwritten()
                     watch = fence.open_watch(drain=True)
                     try:
                         failure = fence.run(jobs.finish(quorum.monitor, "export", timeout_s=self._timeout_s))

@@ -38,6 +38,7 @@ from qorumctl.model.spec import CopySpec, FileSource, SetSpec
 from qorumctl.model.status import Imported, Result
 from qorumctl.units import format_size
 
+_IMPORTED = "imported"
 _SPARSE: QmpArguments = {"discard": "unmap", "detect-zeroes": "unmap"}
 """Zeros become holes, those too of a source that does not say where it has none (VHDX)."""
 
@@ -74,6 +75,8 @@ async def fill(
             await end_leftover(context)
             _sync(made)
             record.begin(context, spec)
+            with context.store() as store:
+                store.set_meta(_IMPORTED, _what(fmt, source))
             definitions.save(context.definition_path, spec)
         except BaseException:
             for descriptor, path in made:
@@ -85,6 +88,17 @@ async def fill(
     interrupted.conclude(context)
     imported = Imported(source=source.source.label, format=fmt, size=size)
     return Result(set=spec.name, command="create", changed=True, imported=imported)
+
+
+def is_from(context: SetContext, options: CreateOptions) -> bool:
+    """Whether the set was filled from what `options` name: then an import that is repeated has nothing to do."""
+    with context.store(read_only=True) as store:
+        wanted = _what(options.import_format or "raw", import_source.parse(options))
+        return store.meta(_IMPORTED) == wanted
+
+
+def _what(fmt: ImportFormat, source: CopySpec) -> str:
+    return f"{fmt} {source.source.label}"
 
 
 def _vet(

@@ -288,18 +288,16 @@ async def test_who_stops_it_gets_no_file(live_set: LiveSets, place: Path, stoppe
         await live.sets.stop(NAME)
 
 
-STOPPED = (
-    "exporting:Sink",
-    "exporting:Checker",
-    "exporting:export_target.put_in_place",
-    "exporting:export_target.conclude",
-)
-RUNNING = ("exporting:jobs.begin", "exporting:jobs.look", "exporting:jobs.finish", *STOPPED[1:])
+STEPS = [
+    ("exporting:Checker", True),
+    ("exporting:export_target.put_in_place", True),
+    ("exporting:export_target.conclude", True),
+    ("exporting:jobs.look", False),
+    ("exporting:Checker", False),
+]
 
 
-@pytest.mark.parametrize(
-    ("step", "stopped"), [*((step, True) for step in STOPPED), *((step, False) for step in RUNNING)]
-)
+@pytest.mark.parametrize(("step", "stopped"), STEPS)
 async def test_killed_before_any_step_the_next_command_removes_what_is_left(
     live_set: LiveSets, place: Path, step: str, stopped: bool
 ) -> None:
@@ -334,7 +332,7 @@ async def test_exports_killed_at_random_instants(live_set: LiveSets, place: Path
             victim.kill()
         victim.communicate()
         attack.count(kills=victim.returncode == -signal.SIGKILL)
-        if seed % 2:
+        if seed % 4 == 1:
             await live.sets.stop(NAME)
             nothing_is_left(live, place, *(["x"] if (place / "x").exists() else []))
             await live.start()
