@@ -42,8 +42,8 @@ FILES = [
 DEFINITION = """
     NAME.toml, in the directory of definitions, is what a set is made of. 'qorumctl create' writes it; it may be
     edited, and is rewritten, with its comments, only by 'qorumctl copy replace' and 'qorumctl grow'. An unknown key is
-    an error. A change takes effect at the next start or 'qorumctl restart', one in [scrub] at the next scrub. The file must
-    not be writable by other users. 'qorumctl check' says whether the set could be started.
+    an error. A change takes effect at the next start or 'qorumctl restart', one in [scrub] at the next scrub. The file
+    must not be writable by other users. 'qorumctl check' says whether the set could be started.
 
     Sizes are numbers of bytes, or words such as "20GiB".
 """

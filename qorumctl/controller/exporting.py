@@ -210,6 +210,10 @@ class _Job:
                         written = fence.written(watch, wrong) if wrong else []
                     finally:
                         fence.forget([watch])
+                except BaseException:
+                    # First: the job waits for what it has begun to write.
+                    fence.run(sink.end(file.paths))
+                    raise
                 finally:
                     with contextlib.suppress(QorumError):
                         fence.run(export_target.drop_job(self._context, quorum.monitor))

@@ -106,5 +106,5 @@ async def _dismiss(monitor: Monitor, name: str, *, timeout_s: float) -> str | No
     except TimeoutError:
         raise QorumError(
             f"A copy job did not end within {timeout_s:g} s: a request of it does not complete.",
-            remedy="Look at the storage that it reads and writes.",
+            remedy="Look at the storage that it reads and writes; or repeat it when guests write less.",
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import struct
@@ -15,8 +16,9 @@ import pytest
 
 from qorumctl.controller import exporting
 from qorumctl.controller.observer import ScrubControl, Silent, StopReason
-from qorumctl.controller.options import ExportOptions
+from qorumctl.controller.options import ExportOptions, Timeouts
 from qorumctl.controller.voted import MARKER
+from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
 from qorumctl.daemon.sink import SinkPaths
 from qorumctl.errors import CopyError, QorumError, RefusedError
@@ -363,3 +365,53 @@ async def test_imported_scrubbed_damaged_repaired_and_exported_it_is_the_origina
     await live.sets.stop(NAME)
     await export(live, place / "stopped", format=fmt)
     assert as_raw(place / "running", fmt) == as_raw(place / "stopped", fmt) == original
+
+
+async def test_a_sink_that_dies_costs_the_export_and_no_guest(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, begin = live_set(size_bytes=4 * MIB), exporting.jobs.begin
+    shadow = await filled(live, stopped=False)
+    paths = SinkPaths(live.runtime.directory)
+
+    async def without_a_sink(*arguments: object, **keys: object) -> None:
+        pid = process.find_pid(paths)
+        assert pid is not None
+        process.kill(paths, pid)
+        await process.wait_gone(paths, pid, deadline_s=20)
+        await begin(*arguments, **keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting.jobs, "begin", without_a_sink)
+    with pytest.raises(QorumError):
+        await export(live, place / "x")
+    nothing_is_left(live, place)
+    link = live.link()
+    assert link.write(0, b"n" * SECTOR)
+    assert link.read(Range(SECTOR, 2 * MIB)) == shadow[SECTOR : SECTOR + 2 * MIB]
+    link.close()
+    await live.sets.stop(NAME)
+
+
+async def test_a_file_that_hangs_holds_up_no_guest(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sink stops as the job becomes ready: before anything drains it is asked for a flush."""
+    live, look = live_set(size_bytes=4 * MIB, timeouts=Timeouts(copy_s=1.0)), exporting.jobs.look
+    await filled(live, stopped=False)
+    paths = SinkPaths(live.runtime.directory)
+
+    async def until_ready(*arguments: object, **keys: object) -> object:
+        states = await look(*arguments, **keys)  # type: ignore[arg-type]
+        pid = process.find_pid(paths)
+        if any(state.ready for state in states.values()) and pid is not None:
+            os.kill(pid, signal.SIGSTOP)
+        return states
+
+    monkeypatch.setattr(exporting.jobs, "look", until_ready)
+    with counting(live) as written, pytest.raises(QorumError, match="did not answer"):
+        await export(live, place / "x")
+    monkeypatch.undo()
+    assert written[0] > 100
+    nothing_is_left(live, place)
+    assert (await live.scrub()).outcome == "clean"
+    await live.sets.stop(NAME)
