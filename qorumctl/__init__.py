@@ -14,7 +14,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qorumctl.controller.observer import Observer, ScrubControl, ScrubPosition, ScrubStart, StopReason
-    from qorumctl.controller.options import CreateOptions, ReplaceOptions, ResolveRequest, ScrubOptions, Timeouts
+    from qorumctl.controller.options import (
+        CreateOptions,
+        ExportOptions,
+        ReplaceOptions,
+        ResolveRequest,
+        ScrubOptions,
+        Timeouts,
+    )
     from qorumctl.controller.sets import QuorumSets
     from qorumctl.controller.watching import Audience
     from qorumctl.core.findings import Action, Cause, FindingVerdict
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from qorumctl.model.evidence import Bitwise, CopyEvidence, Evidence, ResolvedCopy, ResolveReport, Row
+    from qorumctl.model.export import ExportReport
     from qorumctl.model.report import (
         CopyEntry,
         CopyHistory,
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
         EventDocument,
         FrontReport,
         FrontStatus,
+        Imported,
         ListReport,
         QmpReport,
         Result,
@@ -75,7 +84,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "controller.observer": "Observer ScrubControl ScrubPosition ScrubStart StopReason",
-    "controller.options": "CreateOptions ReplaceOptions ResolveRequest ScrubOptions Timeouts",
+    "controller.options": "CreateOptions ExportOptions ReplaceOptions ResolveRequest ScrubOptions Timeouts",
     "controller.sets": "QuorumSets",
     "controller.watching": "Audience",
     "core.findings": "Action Cause FindingVerdict",
@@ -84,12 +93,13 @@ _HOMES = {
     "DaemonGoneError DaemonStalledError DaemonStartError DamagedStateError DefinitionError LockedError QorumError "
     "RefusedError StoreError UsageError",
     "model.evidence": "Bitwise CopyEvidence Evidence ResolveReport ResolvedCopy Row",
+    "model.export": "ExportReport",
     "model.report": "CopyEntry CopyHistory DiagnosisDocument FindingDocument History RangeDocument RunSummary "
     "ScrubReport",
     "model.spec": "CopySpec SetSpec",
     "model.status": "AttachReport CheckItem CheckReport CopyBlame CopyResult CopyState CopyStatus EventDocument "
-    "FrontReport FrontStatus ListReport QmpReport Result RunningScrub SetListing SetState SetStatus ShowReport "
-    "StatusReport",
+    "FrontReport FrontStatus Imported ListReport QmpReport Result RunningScrub SetListing SetState SetStatus "
+    "ShowReport StatusReport",
     "paths": "Directories",
 }
 
@@ -126,11 +136,14 @@ __all__ = [
     "Directories",
     "EventDocument",
     "Evidence",
+    "ExportOptions",
+    "ExportReport",
     "FindingDocument",
     "FindingVerdict",
     "FrontReport",
     "FrontStatus",
     "History",
+    "Imported",
     "ListReport",
     "LockedError",
     "Observer",

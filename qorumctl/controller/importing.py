@@ -207,6 +207,8 @@ async def _copy(
             break
         if control.reason is not None:
             raise _stopped(spec)
+        if control.suspend_requested:
+            control.stop_here()
         await asyncio.sleep(jobs.POLL_S)
     for copy in spec.copies:
         if (failure := await jobs.finish(quorum.monitor, copy.name, timeout_s=timeout_s)) is not None:

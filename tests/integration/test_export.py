@@ -25,6 +25,7 @@ from qorumctl.errors import CopyError, QorumError, RefusedError
 from qorumctl.model.export import ExportReport
 from tests.attack import Attack
 from tests.integration.harness import NAME, SECTOR, LiveSet
+from tests.integration.test_killed import Killer
 from tests.live import MIB, wait_for
 
 pytestmark = pytest.mark.live
@@ -212,7 +213,7 @@ async def test_while_guests_write_it_is_of_one_moment(live_set: LiveSets, place:
             assert before <= newest <= written[0]
             # What was written before the newest is there, and nothing else.
             assert seen == _expected(newest, sectors)
-            attack.count(writes=newest)
+            attack.count(writes=newest - before)
     assert (await live.scrub()).outcome == "clean"
     await live.sets.stop(NAME)
 
@@ -326,14 +327,10 @@ async def test_exports_killed_at_random_instants(live_set: LiveSets, place: Path
     live = live_set(size_bytes=8 * MIB)
     shadow = await filled(live, stopped=False)
     command = ("export", NAME, str(place / "x"), "--overwrite")
-    for seed in attack.rounds(3):
-        victim = live.cli(*command)
-        try:
-            victim.wait(random.Random(seed).uniform(0.4, 1.5))
-        except subprocess.TimeoutExpired:
-            victim.kill()
-        victim.communicate()
-        attack.count(kills=victim.returncode == -signal.SIGKILL)
+    killer = Killer(live, seed=0)
+    killer.complete(*command)
+    for seed in killer.rounds(attack):
+        killer.cut(*command)
         if seed % 4 == 1:
             await live.sets.stop(NAME)
             nothing_is_left(live, place, *(["x"] if (place / "x").exists() else []))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from qorumctl import images
 from qorumctl.controller import growing
 from qorumctl.daemon import process
 from qorumctl.errors import QorumError, RefusedError
+from qorumctl.model.spec import FileSource
 from tests.attack import Attack
 from tests.integration.harness import NAME, SECTOR, LiveSet
+from tests.integration.test_killed import Killer
 from tests.live import MIB, NbdServer
 
 pytestmark = pytest.mark.live
@@ -149,14 +151,20 @@ async def test_killed_before_any_step_the_next_command_finishes_it(live_set: Liv
         assert all(live.equal_to(data + bytes(NEW - OLD)).values())
 
 
-async def test_killed_and_then_a_copy_is_gone_it_is_taken_back(live_set: LiveSets) -> None:
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+async def test_killed_and_then_a_copy_is_gone_it_is_taken_back(
+    live_set: LiveSets, fmt: Literal["raw", "qcow2"]
+) -> None:
     live = live_set()
-    data = await made(live)
+    data = await made(live, format=fmt)
     live.dies_at("growing:_prove", "grow", NAME, str(NEW))
     live.image("b").rename(live.images_dir / "aside")
     with pytest.raises(RefusedError, match="does not exist"):
         await live.scrub(mode="report")
-    assert (live.contents("a"), live.contents("c")) == (data, data)
+    for copy in "ac":
+        path = str(live.image(copy))
+        assert images.inspect(FileSource(path=path, format=fmt)).size_bytes == OLD
+        assert fmt == "qcow2" or live.contents(copy) == data
     assert is_at_rest(live)
 
 
@@ -175,15 +183,11 @@ async def test_a_longer_copy_without_that_note_is_refused(live_set: LiveSets) ->
 async def test_grows_killed_at_random_instants(live_set: LiveSets, attack: Attack) -> None:
     live = live_set()
     data, size = await made(live), OLD
-    for seed in attack.rounds(3):
+    killer = Killer(live, seed=0)
+    killer.complete("grow", NAME, str(size := size + MIB))
+    for _ in killer.rounds(attack):
         wanted = size + MIB
-        victim = live.cli("grow", NAME, str(wanted))
-        try:
-            victim.wait(random.Random(seed).uniform(0.3, 1.2))
-        except subprocess.TimeoutExpired:
-            victim.kill()
-        victim.communicate()
-        attack.count(kills=victim.returncode == -signal.SIGKILL)
+        killer.cut("grow", NAME, str(wanted))
         assert (await live.scrub(mode="report")).outcome == "clean"
         size = live.sets.show(NAME).definition.size
         assert size in {wanted, wanted - MIB}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from qorumctl.daemon import process
 from qorumctl.errors import CopyError, DefinitionError, QorumError, RefusedError, UsageError
 from tests.attack import Attack
 from tests.integration.harness import NAME, LiveSet
+from tests.integration.test_killed import Killer
 from tests.live import MIB, NbdServer, wait_for
 
 pytestmark = pytest.mark.live
@@ -246,17 +246,12 @@ async def test_imports_killed_at_random_instants(live_set: LiveSets, attack: Att
     source = image(live, data, "qcow2")
     live.sources = live.paths()
     command = ("create", NAME, *live.sources, "--from", source, "--from-format", "qcow2")
-    for seed in attack.rounds(3):
-        victim = live.cli(*command)
-        try:
-            victim.wait(random.Random(seed).uniform(0.3, 1.5))
-        except subprocess.TimeoutExpired:
-            victim.kill()
-        victim.communicate()
-        attack.count(kills=victim.returncode == -signal.SIGKILL)
-        again = live.cli(*command, stderr=subprocess.PIPE)
-        _, said = again.communicate(timeout=60)
-        assert again.returncode == 0, said.decode()
+    killer = Killer(live, seed=0)
+    killer.complete(*command)
+    await live.sets.delete(NAME, images=True)
+    for _ in killer.rounds(attack):
+        killer.cut(*command)
+        killer.complete(*command)
         assert all(live.equal_to(data).values())
         await live.sets.delete(NAME, images=True)
         assert leftovers(live) == set()
