@@ -23,8 +23,8 @@ def export(done: ExportReport) -> list[RenderableType]:
     if len(lost) > _MOST_RANGES:
         lines.append(f"  ... and {len(lost) - _MOST_RANGES} more (--json lists all)")
     if done.exported:
-        head = f"{done.set} is exported to {path} in part: {what}, without a majority hold a marker instead of data."
+        head = f"{done.set} is exported to {path} in part. What has no majority holds a marker instead of data: {what}."
     else:
-        head = f"Nothing was exported: {done.set} has {what}, without a majority."
+        head = f"Nothing was exported: {done.set} has no majority in {what}."
     tail = [] if done.exported else ["--partial exports all the rest, with a marker in their place."]
     return [words(line) for line in (head, *lines, *tail)]

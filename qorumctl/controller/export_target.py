@@ -167,10 +167,13 @@ async def drop_job(context: SetContext, monitor: Monitor) -> None:
 
 
 def conclude(context: SetContext) -> None:
-    """Nothing of it is left. Idempotent."""
-    with contextlib.suppress(FileNotFoundError):
-        _note_path(context).unlink()
+    """Nothing of it is left. Idempotent; raises StoreError."""
+    path = _note_path(context)
+    try:
+        path.unlink(missing_ok=True)
         sync_directory(context.state_dir)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be removed: {reason(error)}.", remedy="Remove it.", path=str(path)) from None
 
 
 def remove(target: Target, descriptor: int) -> None:

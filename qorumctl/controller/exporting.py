@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 
 from qorumctl.controller import absences, export_target, record, serving, suspects, vetting, watcher
+from qorumctl.controller.bridge import LiveFence
 from qorumctl.controller.comparing_export import Checker
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.export_target import Target
@@ -190,7 +191,7 @@ class _Job:
                 fence.run(quorum.monitor.execute("blockdev-add", sink.target_node(file.paths)))
                 try:
                     fence.run(jobs.begin(quorum.monitor, "export", FENCE, sink.TARGET, timeout_s=self._timeout_s))
-                    self._until_alike(fence.run, quorum)
+                    self._until_alike(fence, quorum)
                     # A drain waits for what the job has begun to write: a file that hangs must not be met by one.
                     with closing(self._link(file)) as link:
                         if not link.flush():
@@ -226,25 +227,25 @@ class _Job:
         self._refuse_doubt(pid, ())
         return []
 
-    def _until_alike(self, run: Callable[..., object], quorum: QuorumSet) -> None:
+    def _until_alike(self, fence: LiveFence, quorum: QuorumSet) -> None:
         self._teller.begin("copying", self._spec.size, 0)
         while True:
-            state = run(jobs.look(quorum.monitor, timeout_s=self._timeout_s))["export"]  # type: ignore[index]
-            if state.ended:
-                raise self._unread(state.failure or "it ended early")
+            state = fence.run(jobs.look(quorum.monitor, timeout_s=self._timeout_s)).get("export")
+            if state is None or state.ended:
+                raise self._unread((state and state.failure) or "the job ended early")
             self._teller.moved(int(self._spec.size * state.fraction))
             if state.ready:
                 return
             self._teller.pause()
-            run(asyncio.sleep(jobs.POLL_S))
+            fence.run(asyncio.sleep(jobs.POLL_S))
 
     def _refuse_doubt(self, pid: int, further: tuple[str, ...]) -> None:
         """QEMU's vote counts every copy that is in the quorum. RefusedError where one is not known to be current."""
         context, spec = self._context, self._spec
         scrub = (
             f"Run 'qorumctl scrub {spec.name}' first, or stop the set: an export of a stopped set counts only copies "
+            "that have missed nothing."
         )
-        scrub += "that have missed nothing."
         with context.store(read_only=True) as store:
             doubted = sorted({s.copy for s in store.suspicions() if s.copy in self._present})
             half_back = suspects.stale(store, spec, count_suspects=True) & self._present

@@ -198,8 +198,9 @@ async def _copy(
     while True:
         states = await jobs.look(quorum.monitor, timeout_s=timeout_s)
         for copy in spec.copies:
-            if states[copy.name].failure is not None:
-                raise _broken(copy, source, states[copy.name].failure)
+            state = states.get(copy.name)
+            if state is None or state.ended:
+                raise _broken(copy, source, (state and state.failure) or "the job ended early")
         done = int(spec.size * min(states[copy.name].fraction for copy in spec.copies))
         progress.advance(max(done, progress.position_bytes), clock.now_s())
         observer.moved(ScrubPosition(done, spec.size, done, progress.rate_bytes_per_s, progress.eta_s, None))

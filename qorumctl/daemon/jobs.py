@@ -59,7 +59,7 @@ async def look(monitor: Monitor, *, timeout_s: float) -> dict[str, JobState]:
         return {
             str(job["id"]).removeprefix(JOB_PREFIX): JobState(
                 ready=job["status"] == "ready",
-                ended=job["status"] in {"aborting", "concluded", "null"},
+                ended=job["status"] in {"concluded", "null"},
                 done=int(job["current-progress"]),
                 total=int(job["total-progress"]),
                 failure=str(job["error"]) if "error" in job else None,
