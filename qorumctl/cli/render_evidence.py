@@ -65,7 +65,7 @@ def _now(found: Evidence) -> str:
     parts = [
         f"{counted(found.tied_sectors, 'sector')} without a majority" if found.tied_sectors else "",
         f"{found.voted_sectors:,} with one, where a scrub repairs" if found.voted_sectors else "",
-        f"{found.equal_sectors:,} equal" if found.equal_sectors else "",
+        counted(found.equal_sectors, "equal sector") if found.equal_sectors else "",
     ]
     changed = [copy.name for copy in found.copies if copy.changed]
     since = f"changed since in copy {listed(changed)}" if changed else "as it was found"
