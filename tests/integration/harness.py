@@ -117,7 +117,9 @@ class LiveSet:
         return {copy: self.contents(copy) == bytes(shadow) for copy in "abcdefghi"[: len(self.sources)]}
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """A qorumctl process of its own."""
+        """A qorumctl process of its own; a scrub, as `scrub`, at full speed unless a rate is given."""
+        if "scrub" in arguments and "--rate" not in arguments:
+            arguments = (*arguments, "--rate", "max")
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.DEVNULL)
         command = [sys.executable, "-m", "qorumctl.cli.main", *arguments]
