@@ -131,17 +131,19 @@ async def confirmation(made: Bed, rounds: int) -> list[Row]:
 # --- a guest ----------------------------------------------------------------------------------------------------------
 
 
-async def guests(made: Bed, rounds: int, seconds: float, ways: Ways = WAYS) -> list[Row]:
+async def guests(
+    made: Bed, rounds: int, seconds: float, ways: Ways = WAYS, *, warm_up_s: float = guest.WARM_UP_S
+) -> list[Row]:
     """4 KiB requests, 4 at once, beside a scrub that goes on all the time."""
-    wanted = [(Row("guest", name), _beside(made, wants, seconds)) for name, wants in ways.items()]
+    wanted = [(Row("guest", name), _beside(made, wants, seconds, warm_up_s)) for name, wants in ways.items()]
     rows = await interleaved(rounds, wanted)
     made.prove_equal()
     return rows
 
 
-def _beside(made: Bed, wants: Mapping[str, str] | None, seconds: float) -> Measured:
+def _beside(made: Bed, wants: Mapping[str, str] | None, seconds: float, warm_up_s: float) -> Measured:
     async def measure() -> Sample:
-        command = guest.command(made.runtime.nbd_sock, seconds=seconds)
+        command = guest.command(made.runtime.nbd_sock, seconds=seconds, warm_up_s=warm_up_s)
         if wants is None:
             return guest.sample(run(command).output)
         with begun(made, again=True, **wants) as process:

@@ -88,7 +88,7 @@ def test_a_small_run_gives_every_figure(
 async def test_what_else_is_measured(made: Bed) -> None:
     rows = await situations.commands(made, 1)
     ways = {name: situations.WAYS[name] for name in (situations.ALONE, situations.FULL)}
-    rows += await situations.guests(made, 1, 0.3, ways)
+    rows += await situations.guests(made, 1, 0.3, ways, warm_up_s=0.1)
     rows += await situations.rejoin(made, 1)
     rows += await situations.damage(made, 1, {"none": 0, "1 %": 0.01})
     assert len(rows) == 3 + 2 + 4 + 2
