@@ -70,9 +70,10 @@ class Served:
         """A reader of one copy."""
         paths = ReaderPaths(self._daemons.paths().directory)
         words = reader.arguments(paths, [Image(name, str(self.directory / name), (0, 0), device=False, direct=False)])
-        node = json.loads(words[1])
+        at = words.index("--blockdev") + 1
+        node = json.loads(words[at])
         node["file"] = {**node["file"], **self._file(name)} if self._bad is None else self._file(name)
-        words[1] = json.dumps(node)
+        words[at] = json.dumps(node)
         self._readers.append((paths, await process.spawn(paths, words)))
         return self._readers[-1]
 
