@@ -151,8 +151,8 @@ async def end(paths: ReaderPaths) -> None:
     if paths.directory.is_dir():
         process.clear_runtime(paths)
         with contextlib.suppress(OSError):
-            # What a reader has said is kept until there is another one.
-            if paths.log.stat().st_size == 0:
+            # What one has said that ended by itself is kept until there is another one.
+            if pid is not None or paths.log.stat().st_size == 0:
                 paths.log.unlink()
 
 
