@@ -182,7 +182,7 @@ async def test_a_reader_that_ends_where_nothing_else_will_do(live_set: LiveSets)
 async def test_what_a_killed_scrub_leaves_hinders_nobody(live_set: LiveSets, then: Transport) -> None:
     live, shadow = await running(live_set)
     killed = live.cli("scrub", NAME, "--transport", "shm", "--rate", "1MiB/s")
-    wait_for(lambda: ReaderPaths(live.runtime.directory).transient, "exports of the scrub")
+    wait_for(lambda: process.running_pid(ReaderPaths(live.runtime.directory)), "exports of the scrub")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     live.flip("a", MIB)
@@ -225,7 +225,7 @@ async def test_where_a_reader_cannot_be_started(live_set: LiveSets, monkeypatch:
 async def test_a_stop_ends_the_reader_of_a_killed_scrub(live_set: LiveSets) -> None:
     live, _ = await running(live_set)
     killed = live.cli("scrub", NAME, "--transport", "shm", "--rate", "1MiB/s")
-    wait_for(lambda: ReaderPaths(live.runtime.directory).transient, "a reader")
+    wait_for(lambda: process.running_pid(ReaderPaths(live.runtime.directory)), "a reader")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert left_of_it(live) != []
@@ -239,7 +239,7 @@ async def test_the_reader_of_a_killed_scrub_whose_daemon_died_too(live_set: Live
     """It would keep the space of deleted images, out of everybody's reach."""
     live, _ = await running(live_set)
     killed = live.cli("scrub", NAME, "--transport", "shm", "--rate", "1MiB/s")
-    wait_for(lambda: ReaderPaths(live.runtime.directory).transient, "a reader")
+    wait_for(lambda: process.running_pid(ReaderPaths(live.runtime.directory)), "a reader")
     for pid in (killed.pid, process.find_pid(live.runtime)):
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
