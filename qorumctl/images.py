@@ -67,7 +67,7 @@ def inspect(source: FileSource) -> ImageInfo:
             kind = "a block device" if stat.S_ISBLK(facts.st_mode) else "not a regular file"
             remedy = 'Use type = "device" for it.' if stat.S_ISBLK(facts.st_mode) else "Name an image file."
             raise RefusedError(f"{path} is {kind}.", remedy=remedy, path=path)
-        size = facts.st_size if source.format == "raw" else _qcow2_size(fd, path)
+        size = facts.st_size if source.format == "raw" else qcow2_size(fd, path)
     except OSError as error:
         raise RefusedError(
             f"The image {path} cannot be read: {reason(error)}.", remedy="Check it.", path=path
@@ -89,7 +89,8 @@ def _refuse_foreign_link(path: Path) -> None:
             )
 
 
-def _qcow2_size(fd: int, path: str) -> int:
+def qcow2_size(fd: int, path: str) -> int:
+    """Of the disk in it, in bytes. RefusedError for what is none, and for one that leads to other files."""
     header = os.pread(fd, _QCOW2_FEATURES_AT + 8, 0)
     if len(header) < _QCOW2_FEATURES_AT or not header.startswith(QCOW2_MAGIC):
         raise RefusedError(f"{path} is not a qcow2 image.", remedy='If it is a raw one, use format = "raw".', path=path)

@@ -87,7 +87,8 @@ async def fill(
             raise
     interrupted.conclude(context)
     imported = Imported(source=source.source.label, format=fmt, size=size)
-    return Result(set=spec.name, command="create", changed=True, imported=imported)
+    warnings = import_source.doubts(source, fmt)
+    return Result(set=spec.name, command="create", changed=True, imported=imported, warnings=warnings)
 
 
 def is_from(context: SetContext, options: CreateOptions) -> bool:
@@ -228,6 +229,13 @@ async def _verify(
 ) -> None:
     """What is on the medium, opened anew, is what the source holds. Raises CopyError naming the copy."""
     await quorum.children.open(source, read_only=True, more=import_source.node_options(fmt))
+    if (length := await quorum.children.length(SOURCE)) != spec.size:
+        # What was appended has no place in the copies to be missed in: a download that goes on, say.
+        raise CopyError(
+            f"{source.source.label} has {length} bytes now, and had {spec.size} when its import began.",
+            remedy="No set was created. Wait until nobody writes to it any more; then repeat the command.",
+            path=source.source.label,
+        )
     await quorum.open_copies(read_only=True)
     work = f"comparing with {source.source.label}"
     names = (*spec.copy_names, SOURCE)

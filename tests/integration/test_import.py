@@ -203,6 +203,25 @@ async def test_what_the_storage_did_not_keep_is_noticed(live_set: LiveSets, monk
     assert live.sets.names() == []
 
 
+async def test_a_source_that_became_longer_meanwhile_is_noticed(
+    live_set: LiveSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that goes on: all that the copies have place for is alike."""
+    live, copy = live_set(), importing._copy
+    source = image(live, content())
+
+    async def appended(*arguments: object) -> None:
+        await copy(*arguments)  # type: ignore[arg-type]
+        with Path(source).open("ab") as file:
+            file.write(b"more" * 1024)
+
+    monkeypatch.setattr(importing, "_copy", appended)
+    with pytest.raises(CopyError, match=rf"has {8 * MIB + 4096} bytes now, and had {8 * MIB}"):
+        await fill(live, source)
+    assert leftovers(live) == set()
+    assert live.sets.names() == []
+
+
 async def test_a_medium_without_room_costs_nothing_that_was_there(live_set: LiveSets) -> None:
     """The space is asked for before anything is made."""
     live = live_set()
