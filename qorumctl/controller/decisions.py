@@ -14,13 +14,13 @@ from qorumctl.controller import (
     restoring,
     serving,
     succession,
-    textfile,
 )
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deciding import Decision
 from qorumctl.controller.live import in_a_thread
 from qorumctl.controller.observer import ScrubControl
 from qorumctl.controller.options import ResolveRequest
+from qorumctl.controller.set_access import at_work
 from qorumctl.errors import DaemonGoneError, UsageError
 from qorumctl.model.evidence import ResolveReport
 from qorumctl.store import saved
@@ -30,9 +30,8 @@ async def carry_out(context: SetContext, request: ResolveRequest, control: Scrub
     decision = _check(request)
     if request.dry_run:
         return await _look(context, request, decision, control)
-    async with textfile.published(context):
-        with context.lock("resolve"):
-            report = await _do(context, request, decision, control)
+    async with at_work(context, "resolve"):
+        report = await _do(context, request, decision, control)
     return report.model_copy(update={"state": (await inspection.status(context)).state})
 
 

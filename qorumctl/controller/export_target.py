@@ -6,26 +6,35 @@ command on the set begins, removes what a killed export left: its file, its sink
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import json
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from qorumctl import identity, image_use, images
+from qorumctl.controller.background import in_thread
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import end_leftover, is_up
 from qorumctl.daemon import jobs, sink
 from qorumctl.daemon.client import Monitor
-from qorumctl.errors import CommandError, DaemonError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.errors import CommandError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.explain import reason_of
 from qorumctl.files import read_bounded, reason, sync_directory, write_atomically
 from qorumctl.model.spec import CopySpec, FileSource, SetSpec
 from qorumctl.units import format_size
 
 _NAME = "exporting.json"
 _MOST_BYTES = 1 << 16
+_REMOVED_S = 5.0
+"""For a stat and an unlink, where it also may hang."""
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What link(2) says where the file system has none: a share of a file server, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,18 @@ def vet(context: SetContext, spec: SetSpec, target: Target, *, thin: bool) -> No
     path = target.path
     if not path.is_absolute():
         raise UsageError(f"'{path}' is not an absolute path.", remedy=f"Write {path.absolute()}.")
+    try:
+        str(path).encode()
+        as_copy = CopySpec(name="export", source=FileSource(path=str(path)))
+    except ValueError as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeError) else reason_of(error)
+        raise UsageError(f"This cannot name an export: {why}.", remedy="Choose another name.") from None
+    if _note_path(context).exists():
+        raise _refused(
+            path,
+            f"An export of {spec.name} that was killed has left something behind that cannot be removed yet.",
+            f"Its file's storage, or the set's daemon, does not answer; {_note_path(context)} names the file.",
+        )
     directory = path.parent
     if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
         raise _refused(path, f"{directory} is no directory that this user can write to.", "Name another place.")
@@ -54,7 +75,6 @@ def vet(context: SetContext, spec: SetSpec, target: Target, *, thin: bool) -> No
         raise _refused(path, f"{directory} is where qorumctl keeps its own files.", "Name another place.")
     if os.path.lexists(path):
         _vet_existing(target)
-    as_copy = CopySpec(name="export", source=FileSource(path=str(path)))
     for copy in spec.copies:
         try:
             images.distinct([copy, as_copy])
@@ -114,9 +134,7 @@ def put_in_place(target: Target, descriptor: int) -> None:
         if target.overwrite:
             target.temporary.rename(target.path)
         else:
-            # Unlike a rename, a link never replaces what is there.
-            os.link(target.temporary, target.path, follow_symlinks=False)
-            target.temporary.unlink()
+            _link(target)
         sync_directory(target.path.parent)
     except OSError as error:
         raise _refused(
@@ -124,9 +142,24 @@ def put_in_place(target: Target, descriptor: int) -> None:
         ) from None
 
 
+def _link(target: Target) -> None:
+    """Unlike a rename, a link never replaces what is there. Raises OSError."""
+    try:
+        os.link(target.temporary, target.path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target.path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        target.temporary.rename(target.path)
+    else:
+        target.temporary.unlink()
+
+
 async def settle(context: SetContext) -> None:
-    """Removes what an export left that was killed; under the set's lock. A daemon that does not answer keeps its job
-    until the next command: the note stays. Raises StoreError."""
+    """Removes what an export left that was killed; under the set's lock. Where its storage, or the set's daemon, does
+    not answer, that is left to the next command, and the note stays: `stop`, above all, must not fail of it. Raises
+    StoreError."""
     path = _note_path(context)
     if not path.exists():
         return
@@ -137,13 +170,6 @@ async def settle(context: SetContext) -> None:
     except (OSError, ValueError, TypeError, KeyError):
         # Another version's, or a torn disk's: nothing is removed on a guess.
         temporary = None
-    if temporary is not None:
-        source = FileSource(path=str(temporary), format="qcow2" if fmt == "qcow2" else "raw")
-        with contextlib.suppress(OSError):
-            facts = temporary.lstat()
-            mine = facts.st_ino == inode if inode is not None else image_use.is_blank(source, size)
-            if stat.S_ISREG(facts.st_mode) and mine:
-                temporary.unlink()
     await sink.end(sink.SinkPaths(context.runtime.directory))
     if context.pid() is not None:
         try:
@@ -153,9 +179,24 @@ async def settle(context: SetContext) -> None:
             else:
                 # That of a set at rest.
                 await end_leftover(context)
-        except DaemonError:
+        except QorumError:
+            return
+    if temporary is not None:
+        source = FileSource(path=str(temporary), format="qcow2" if fmt == "qcow2" else "raw")
+        try:
+            await asyncio.wait_for(in_thread(partial(_remove_left, source, inode, size)), _REMOVED_S)
+        except TimeoutError:
             return
     conclude(context)
+
+
+def _remove_left(source: FileSource, inode: int | None, size_bytes: int) -> None:
+    path = Path(source.path)
+    with contextlib.suppress(OSError):
+        facts = path.lstat()
+        mine = facts.st_ino == inode if inode is not None else image_use.is_blank(source, size_bytes)
+        if stat.S_ISREG(facts.st_mode) and mine:
+            path.unlink()
 
 
 async def drop_job(context: SetContext, monitor: Monitor) -> None:

@@ -10,7 +10,6 @@ what a guest is about to overwrite first, and where it cannot, the guest's write
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -43,6 +42,8 @@ from qorumctl.units import format_size
 _ZEROS = bytes(CHUNK_BYTES)
 _AT_ONCE = 8
 """Writes in flight: 8 MiB."""
+_FLUSH_BYTES = 64 << 20
+"""A flush has the deadline of one answer, and the page cache may hold gigabytes that a disk takes minutes for."""
 
 
 async def export(
@@ -84,6 +85,8 @@ class _Job:
         self._warnings: list[str] = []
         self._present: frozenset[str] = frozenset()
         """Copies in the quorum, of a running set."""
+        self._job_is_left = False
+        """The set's daemon did not let go of it: the note stays, for the next command."""
 
     # -- stopped
 
@@ -131,7 +134,7 @@ class _Job:
     def _write(self, voted: Voted, file: Sink) -> None:
         """Into a file that reads as zero."""
         self._teller.begin("writing", self._spec.size, 0)
-        done = 0
+        done = unflushed = 0
         with closing(self._link(file)) as link, closing(voted.pieces()) as pieces:
             flying = []
             for at, data in pieces:
@@ -145,6 +148,11 @@ class _Job:
                 flying.append(link.submit_write(at.offset, bytes(data)))
                 if len(flying) >= _AT_ONCE and not link.complete(flying.pop(0)):
                     raise self._unwritten()
+                unflushed += at.length
+                if unflushed >= _FLUSH_BYTES:
+                    unflushed = 0
+                    if not link.flush():
+                        raise self._unwritten()
             if not all(link.complete(ticket) for ticket in flying) or not link.flush():
                 raise self._unwritten()
 
@@ -216,8 +224,10 @@ class _Job:
                     fence.run(sink.end(file.paths))
                     raise
                 finally:
-                    with contextlib.suppress(QorumError):
+                    try:
                         fence.run(export_target.drop_job(self._context, quorum.monitor))
+                    except QorumError:
+                        self._job_is_left = True
             if unlike := Checker.unexplained(wrong, written):
                 raise self._unlike(unlike)
 
@@ -297,7 +307,8 @@ class _Job:
             raise
         finally:
             os.close(descriptor)
-            export_target.conclude(context)
+            if not self._job_is_left:
+                export_target.conclude(context)
         return self._report(lost, exported=exported)
 
     def _report(self, lost: list[Range], *, exported: bool) -> ExportReport:

@@ -105,6 +105,10 @@ async def end(paths: SinkPaths, *, in_order: bool = False) -> None:
         if not in_order:
             process.kill(paths, pid)
             await process.wait_gone(paths, pid, deadline_s=_ENDS_S)
+    # One whose starter was killed a moment ago does not listen yet, and nobody would ever find it.
+    for stray in process.processes(paths):
+        if stray != pid and process.kill(paths, stray):
+            await process.wait_gone(paths, stray, deadline_s=_ENDS_S)
     if paths.directory.is_dir() and process.find_pid(paths) is None:
         await asyncio.to_thread(process.clear_runtime, paths)
 

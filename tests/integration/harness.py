@@ -22,6 +22,7 @@ from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
 from qorumctl.daemon.reader import ReaderPaths
 from qorumctl.daemon.runtime import DaemonPaths, FrontPaths, RuntimePaths
+from qorumctl.daemon.sink import SinkPaths
 from qorumctl.model.report import ScrubReport
 from qorumctl.paths import Directories
 from tests.live import MIB, end_watcher, wait_for
@@ -163,7 +164,8 @@ class LiveSet:
 
     def end(self) -> None:
         end_watcher(self.directories.state_dir(NAME))
-        for paths in (self.front, self.runtime, ReaderPaths(self.runtime.directory)):
+        directory = self.runtime.directory
+        for paths in (self.front, self.runtime, ReaderPaths(directory), SinkPaths(directory)):
             kill_daemon(paths)
 
 

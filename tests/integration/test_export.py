@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from qorumctl.controller import exporting
+from qorumctl.controller import export_target, exporting
 from qorumctl.controller.observer import ScrubControl, Silent, StopReason
-from qorumctl.controller.options import ExportOptions, Timeouts
+from qorumctl.controller.options import ExportOptions, ResolveRequest, Timeouts
 from qorumctl.controller.voted import MARKER
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
@@ -254,7 +254,7 @@ async def test_what_is_in_the_way_is_refused(live_set: LiveSets, place: Path) ->
     await filled(live)
     (place / "file").write_bytes(b"mine")
     (place / "link").symlink_to(place / "file")
-    own = live.directories.state_dir(NAME) / "x"
+    own, unreadable = live.directories.state_dir(NAME) / "x", Path(os.fsdecode(b"/srv/\xff"))
     for path, words in [
         (place / "file", "exists already"),
         (place / "link", "no regular file"),
@@ -262,6 +262,8 @@ async def test_what_is_in_the_way_is_refused(live_set: LiveSets, place: Path) ->
         (place / "no" / "x", "no directory"),
         (own, "keeps its own files"),
         (Path("x"), "not an absolute path"),
+        (place / "a\nb", "cannot name an export"),
+        (unreadable, "cannot name an export"),
     ]:
         with pytest.raises(QorumError, match=words):
             await export(live, path)
@@ -362,6 +364,86 @@ async def test_imported_scrubbed_damaged_repaired_and_exported_it_is_the_origina
     await live.sets.stop(NAME)
     await export(live, place / "stopped", format=fmt)
     assert as_raw(place / "running", fmt) == as_raw(place / "stopped", fmt) == original
+
+
+async def test_an_export_that_was_killed_and_cannot_be_taken_back_keeps_nobody_from_stopping_the_set(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, lstat, answers = live_set(size_bytes=4 * MIB), Path.lstat, threading.Event()
+    await filled(live, stopped=False)
+    live.dies_at("exporting:jobs.look", "export", NAME, str(place / "x"))
+
+    def hanging(path: Path) -> os.stat_result:
+        if path.name.endswith(".qorum-export"):
+            answers.wait()
+        return lstat(path)
+
+    async def not_ended(*_: object, **__: object) -> None:
+        raise QorumError("A copy job did not end.")
+
+    monkeypatch.setattr(export_target, "_REMOVED_S", 0.1)
+    with monkeypatch.context() as broken:
+        broken.setattr(export_target.jobs, "drop_all", not_ended)
+        await live.sets.stop(NAME)
+    try:
+        monkeypatch.setattr(Path, "lstat", hanging)
+        await live.start()
+        with pytest.raises(RefusedError, match="cannot be removed yet"):
+            await export(live, place / "x")
+        await live.sets.stop(NAME)
+    finally:
+        answers.set()
+    monkeypatch.undo()
+    await export(live, place / "x")
+    nothing_is_left(live, place, "x")
+
+
+async def test_a_job_that_does_not_end_is_left_to_the_next_command(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live, stopped=False)
+
+    async def not_ended(*_: object, **__: object) -> None:
+        raise QorumError("A copy job did not end.")
+
+    async def unread(*_: object, **__: object) -> dict[str, object]:
+        return {}
+
+    with monkeypatch.context() as broken:
+        broken.setattr(exporting.jobs, "look", unread)
+        broken.setattr(exporting.export_target, "drop_job", not_ended)
+        with pytest.raises(QorumError, match="could not be copied"):
+            await export(live, place / "x")
+    assert (live.directories.state_dir(NAME) / "exporting.json").exists()
+    assert (await live.scrub()).outcome == "clean"
+    nothing_is_left(live, place)
+    await live.sets.stop(NAME)
+
+
+async def test_an_operators_decision_removes_what_a_killed_export_left_too(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live, stopped=False)
+    live.dies_at("exporting:jobs.look", "export", NAME, str(place / "x"))
+    with pytest.raises(QorumError):
+        await live.sets.resolve(NAME, ResolveRequest(undo=7))
+    nothing_is_left(live, place)
+    await live.sets.stop(NAME)
+
+
+async def test_the_file_is_flushed_on_the_way(live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page cache would hold at the end could take longer than the deadline of one flush."""
+    live, flush, flushes = live_set(size_bytes=8 * MIB), exporting.NbdLink.flush, []
+
+    def counted(link: exporting.NbdLink) -> bool:
+        flushes.append(link)
+        return flush(link)
+
+    await filled(live)
+    monkeypatch.setattr(exporting, "_FLUSH_BYTES", MIB)
+    monkeypatch.setattr(exporting.NbdLink, "flush", counted)
+    await export(live, place / "x")
+    assert len(flushes) >= live.size_bytes // 2 // MIB
 
 
 async def test_a_sink_that_dies_costs_the_export_and_no_guest(
