@@ -46,6 +46,7 @@ _SCHEMA = "qorum.growing/1"
 _MOST_BYTES = 1 << 16
 _ZERO_BYTES = 32 * MIB
 """At once: an answer must come within the deadline of a copy, also where it is written as data."""
+_FLUSH_EVERY = 256 * MIB
 _ZEROS = bytes(CHUNK_BYTES)
 _log = logging.getLogger("qorumctl.sets")
 
@@ -253,11 +254,11 @@ def _zero(context: SetContext, copy: CopySpec, export: str, added: Range, teller
     with closing(NbdLink(socket, export, who=f"Copy {copy.name}", timeout_s=timeout_s, copy=copy.name)) as link:
         for part in split([added], _ZERO_BYTES):
             teller.pause()
-            if not link.zero(part):
+            # A flush has the deadline of one answer, too, and a server may keep gigabytes in memory.
+            at_once = part.end % _FLUSH_EVERY < part.length or part.end == added.end
+            if not link.zero(part) or (at_once and not link.flush()):
                 raise _unwritten(copy)
             teller.moved(part.end - added.offset)
-        if not link.flush():
-            raise _unwritten(copy)
 
 
 async def _prove(context: SetContext, larger: SetSpec, note: _Note, quorum: QuorumSet, teller: Teller) -> None:

@@ -163,7 +163,7 @@ class Life(SetAccess):
 
     async def delete(self, name: str, *, images: bool = False) -> Result:
         """Forgets a stopped set; with `images`, removes its image files too. There is no way back: ask before."""
-        from qorumctl.controller import deletion, export_target, fronting, interrupted
+        from qorumctl.controller import deletion, export_target, fronting, growing, interrupted
 
         context = self._context(name)
         if context.is_defined() or not interrupted.is_pending(context):
@@ -171,6 +171,10 @@ class Life(SetAccess):
         with context.lock("delete"):
             async with fronting.absent(context, "delete"):
                 await export_target.settle(context)
+                if not images:
+                    # The images stay, and are of no use where some are longer than others.
+                    with suppress(QorumError):
+                        await growing.settle(context)
                 return await deletion.delete(context, images_too=images)
 
     async def watch(self, name: str, audience: watching.Audience, *, detached: bool = False) -> None:

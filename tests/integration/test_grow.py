@@ -168,6 +168,15 @@ async def test_killed_and_then_a_copy_is_gone_it_is_taken_back(
     assert is_at_rest(live)
 
 
+async def test_a_set_that_is_forgotten_half_way_leaves_images_of_one_length(live_set: LiveSets) -> None:
+    live = live_set()
+    await made(live)
+    live.dies_at("growing:_prove", "grow", NAME, str(NEW))
+    os.truncate(live.image("c"), OLD)
+    await live.sets.delete(NAME)
+    assert lengths(live) == {NEW}
+
+
 async def test_a_longer_copy_without_that_note_is_refused(live_set: LiveSets) -> None:
     live = live_set()
     await made(live)
