@@ -40,7 +40,7 @@ from qorumctl.files import read_bounded, reason, sync_directory, write_atomicall
 from qorumctl.logbook import warn
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec
 from qorumctl.model.status import Result
-from qorumctl.units import MIB, format_exact_size, format_size
+from qorumctl.units import GIB, MIB, format_exact_size, format_size
 
 _SCHEMA = "qorum.growing/1"
 _MOST_BYTES = 1 << 16
@@ -273,18 +273,21 @@ def _refuse_content(context: SetContext, copy: CopySpec, added: Range, teller: T
     teller.begin(f"looking at copy {copy.name}", added.length, 0)
     socket, timeout_s = context.runtime.nbd_sock, context.timeouts.copy_s
     with closing(NbdCopy(copy.name, socket, copy_node(copy.name), timeout_s=timeout_s)) as reader:
-        for part in split(subtract([added], reader.zero_ranges(added)), CHUNK_BYTES):
+        # Block status has a deadline as a whole; past it all would have to be read.
+        for window in split([added], GIB):
             teller.pause()
-            seen = reader.observe(part)
-            if seen.unreadable or seen.data != _ZEROS[: part.length]:
-                raise CopyError(
-                    f"Copy {copy.name} ({copy.source.label}) does not read as zero behind its old end, at offset "
-                    f"{part.offset}.",
-                    remedy="Look at its storage. The image files have their old length.",
-                    copy=copy.name,
-                    path=copy.source.label,
-                )
-            teller.moved(part.end - added.offset)
+            for part in split(subtract([window], reader.zero_ranges(window)), CHUNK_BYTES):
+                teller.pause()
+                seen = reader.observe(part)
+                if seen.unreadable or seen.data != _ZEROS[: part.length]:
+                    raise CopyError(
+                        f"Copy {copy.name} ({copy.source.label}) does not read as zero behind its old end, at offset "
+                        f"{part.offset}.",
+                        remedy="Look at its storage. The image files have their old length.",
+                        copy=copy.name,
+                        path=copy.source.label,
+                    )
+            teller.moved(window.end - added.offset)
 
 
 def _sync(spec: SetSpec) -> None:

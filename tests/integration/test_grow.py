@@ -12,9 +12,11 @@ import pytest
 
 from qorumctl import images
 from qorumctl.controller import growing
+from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
 from qorumctl.errors import QorumError, RefusedError
 from qorumctl.model.spec import FileSource
+from qorumctl.units import GIB
 from tests.attack import Attack
 from tests.integration.harness import NAME, SECTOR, LiveSet
 from tests.integration.test_killed import Killer
@@ -166,6 +168,21 @@ async def test_killed_and_then_a_copy_is_gone_it_is_taken_back(
         assert images.inspect(FileSource(path=path, format=fmt)).size_bytes == OLD
         assert fmt == "qcow2" or live.contents(copy) == data
     assert is_at_rest(live)
+
+
+async def test_block_status_is_asked_for_in_parts(live_set: LiveSets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has one deadline as a whole, past which all that is new would be read."""
+    live, ask, asked = live_set(), growing.NbdCopy.zero_ranges, []
+
+    def recorded(reader: growing.NbdCopy, within: Range) -> list[Range]:
+        asked.append(within.length)
+        return ask(reader, within)
+
+    await made(live)
+    monkeypatch.setattr(growing.NbdCopy, "zero_ranges", recorded)
+    await live.sets.grow(NAME, 3 * GIB, thin=True)
+    assert max(asked) <= GIB
+    assert sum(asked) == 3 * (3 * GIB - OLD)
 
 
 async def test_a_set_that_is_forgotten_half_way_leaves_images_of_one_length(live_set: LiveSets) -> None:
