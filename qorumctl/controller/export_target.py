@@ -75,6 +75,10 @@ def vet(context: SetContext, spec: SetSpec, target: Target, *, thin: bool) -> No
         raise _refused(path, f"{directory} is where qorumctl keeps its own files.", "Name another place.")
     if os.path.lexists(path):
         _vet_existing(target)
+    # Also where the image is gone: its set would take the export for it.
+    for image in {path, path.with_suffix("") if path.suffix == ".qorum" else path}:
+        if (sidecar := identity.read(image)) is not None:
+            raise _refused(path, f"{image} is copy {sidecar.copy_} of set '{sidecar.set}'.", "Name another.")
     for copy in spec.copies:
         try:
             images.distinct([copy, as_copy])
@@ -94,8 +98,6 @@ def _vet_existing(target: Target) -> None:
         raise _refused(path, f"{path} exists already.", "Name another, or say --overwrite: what it holds is lost.")
     if image_use.is_used(path):
         raise _refused(path, f"{path} is in use by another process.", "Stop what uses it, or name another.")
-    if (sidecar := identity.read(path)) is not None:
-        raise _refused(path, f"{path} is copy {sidecar.copy_} of set '{sidecar.set}'.", "Name another.")
 
 
 def _vet_space(spec: SetSpec, directory: Path) -> None:

@@ -366,6 +366,19 @@ async def test_imported_scrubbed_damaged_repaired_and_exported_it_is_the_origina
     assert as_raw(place / "running", fmt) == as_raw(place / "stopped", fmt) == original
 
 
+async def test_no_other_set_takes_an_export_for_its_image(live_set: LiveSets, place: Path) -> None:
+    """An image that is gone for a while has left its identity file."""
+    live = live_set(size_bytes=4 * MIB)
+    await filled(live)
+    image = str(place / "other.img")
+    mine = Path(f"{live.image('a')}.qorum").read_text()
+    (place / "other.img.qorum").write_text(mine.replace('"set": "web01"', '"set": "other"'))
+    for path in (image, f"{image}.qorum"):
+        with pytest.raises(RefusedError, match="copy a of set 'other'"):
+            await export(live, Path(path), overwrite=True)
+    nothing_is_left(live, place, "other.img.qorum")
+
+
 async def test_an_export_that_was_killed_and_cannot_be_taken_back_keeps_nobody_from_stopping_the_set(
     live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
