@@ -97,6 +97,11 @@ class _Job:
             self._warnings.append(lost)
         with context.store() as store:
             stale = suspects.stale(store, spec)
+            if doubted := sorted({s.copy for s in store.suspicions()}.intersection(spec.copy_names) - stale):
+                self._warnings.append(
+                    f"Copy {', '.join(doubted)} may have missed a write, and voted all the same: a scrub of the "
+                    "running set tells."
+                )
             if who.unclean or context.uncompared(store) or context.died(store):
                 self._warnings.append(
                     "The set was not stopped in order: what was being written then may be in the export, or not."

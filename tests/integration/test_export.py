@@ -129,6 +129,17 @@ async def test_a_copy_that_missed_writes_does_not_vote(live_set: LiveSets, place
     nothing_is_left(live, place)
 
 
+async def test_of_a_copy_that_may_have_missed_writes_it_is_said_that_it_voted(live_set: LiveSets, place: Path) -> None:
+    live = live_set(size_bytes=4 * MIB)
+    shadow = await filled(live)
+    assert (await export(live, place / "x")).warnings == []
+    with live.sets._context(NAME).store() as store:
+        store.suspect(["b", "c"], missed=False, why="a test says so")
+    (warning,) = (await export(live, place / "y")).warnings
+    assert "Copy b, c may have missed a write" in warning
+    assert (place / "y").read_bytes() == shadow
+
+
 async def test_a_running_set_in_doubt_is_refused(live_set: LiveSets, place: Path) -> None:
     live = live_set(size_bytes=4 * MIB)
     await filled(live, stopped=False)
