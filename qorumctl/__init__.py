@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         CopySharingError,
         CopySilentError,
         CopyUnavailableError,
+        CopyWriteError,
         DaemonError,
         DaemonGoneError,
         DaemonStalledError,
@@ -89,9 +90,9 @@ _HOMES = {
     "controller.watching": "Audience",
     "core.findings": "Action Cause FindingVerdict",
     "core.ranges": "Range",
-    "errors": "CommandError CopyError CopyInUseError CopySharingError CopySilentError CopyUnavailableError DaemonError "
-    "DaemonGoneError DaemonStalledError DaemonStartError DamagedStateError DefinitionError LockedError QorumError "
-    "RefusedError StoreError UsageError",
+    "errors": "CommandError CopyError CopyInUseError CopySharingError CopySilentError CopyUnavailableError "
+    "CopyWriteError DaemonError DaemonGoneError DaemonStalledError DaemonStartError DamagedStateError DefinitionError "
+    "LockedError QorumError RefusedError StoreError UsageError",
     "model.evidence": "Bitwise CopyEvidence Evidence ResolveReport ResolvedCopy Row",
     "model.export": "ExportReport",
     "model.report": "CopyEntry CopyHistory DiagnosisDocument FindingDocument History RangeDocument RunSummary "
@@ -125,6 +126,7 @@ __all__ = [
     "CopyState",
     "CopyStatus",
     "CopyUnavailableError",
+    "CopyWriteError",
     "CreateOptions",
     "DaemonError",
     "DaemonGoneError",

@@ -9,6 +9,7 @@
     │   └── DamagedStateError      it holds what no qorumctl has written, and no waiting mends that
     ├── CopyError              1   one copy is at fault (it is named)
     │   ├── CopyInUseError         another process has its image open
+    │   ├── CopyWriteError         a write or a flush of it failed that nobody else tells of
     │   └── CopyUnavailableError   the copy does not answer at all: gone, hung, or every read fails
     │       ├── CopySilentError        it did not answer when it was opened, and the daemon waits for it still
     │       └── CopySharingError       it cannot be read through shared memory any more; over NBD, perhaps
@@ -95,6 +96,10 @@ class CopySharingError(CopyUnavailableError):
 
 
 class CopyInUseError(CopyError):
+    pass
+
+
+class CopyWriteError(CopyError):
     pass
 
 

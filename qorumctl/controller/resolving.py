@@ -21,7 +21,7 @@ from qorumctl.controller import looking, maintenance, restoring, suspects
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.deciding import Decision, Draft, content_of
 from qorumctl.controller.detaching import flush
-from qorumctl.controller.live import reached
+from qorumctl.controller.live import in_a_thread, reached
 from qorumctl.controller.observer import ScrubControl
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.findings import Action, FindingVerdict
@@ -29,7 +29,7 @@ from qorumctl.core.ranges import Range, split, total_bytes
 from qorumctl.daemon import graph
 from qorumctl.daemon.children import RESYNC_PREFIX
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import CopyError, QorumError, RefusedError
+from qorumctl.errors import CopyError, CopyWriteError, QorumError, RefusedError
 from qorumctl.model.evidence import Manifest, ResolveReport
 from qorumctl.model.report import FindingDocument, RangeDocument
 from qorumctl.model.spec import SetSpec
@@ -77,7 +77,8 @@ def resolve(
         try:
             manifest, report = _save(context, spec, names, finding, decision, store, expected, heeded)
             maintenance.put(store, maintenance.Note("writing", manifest.id))
-            write_alike(context, spec, quorum, fence.run, names, manifest)
+            with restoring.marked(store):
+                write_alike(context, spec, quorum, fence.run, names, manifest)
             conclude(context, store, manifest)
         finally:
             fence.run(maintenance.come_back(context, spec, quorum, store))
@@ -161,7 +162,7 @@ def write_alike(
         run(quorum.children.end_exports())
     for name in names:
         if not flush(context, graph.copy_node(name)):
-            raise _not_held(context, manifest, name, ranges_of(manifest)[0])
+            raise _not_held(context, manifest, name, ranges_of(manifest)[0], CopyWriteError)
     with looking.readers_of(context, names) as readers, saved.open_saved(path) as file:
         for part in split(ranges_of(manifest), looking.PIECE_BYTES):
             file.seek(part.offset - manifest.offset)
@@ -185,7 +186,8 @@ async def complete(context: SetContext, spec: SetSpec, quorum: QuorumSet, store:
     loop = asyncio.get_running_loop()
     try:
         manifest = restoring.manifest_of(context, spec, saved_id)
-        await asyncio.to_thread(_complete, context, spec, quorum, store, manifest, loop)
+        # Interrupted, the lock is kept until nothing is written any more.
+        await in_a_thread(ScrubControl(), _complete, context, spec, quorum, store, manifest, loop)
     except QorumError as error:
         return (
             f"what a 'resolve' that was killed was writing was not finished: {error.message} The volume is back; "
@@ -207,11 +209,11 @@ def _complete(
         fence.run(maintenance.bring_all_in(spec, quorum, store))
         names = fence.run(quorum.describe()).copies
         restoring.check_untouched(context, manifest, names)
-        if manifest.command == "resolve":
+        if manifest.command == "undo":
+            restoring.write_back(context, spec, quorum, fence.run, store, manifest, conclude)
+            return
+        with restoring.marked(store):
             write_alike(context, spec, quorum, fence.run, names, manifest)
-        else:
-            restoring.write_each(context, spec, quorum, fence.run, manifest)
-            restoring.note_undone(context, manifest)
         conclude(context, store, manifest)
 
 
@@ -292,9 +294,11 @@ def _heeding(context: SetContext, control: ScrubControl) -> Callable[[], None]:
     return heed
 
 
-def _not_held(context: SetContext, manifest: Manifest, name: str | None, at: Range) -> CopyError:
+def _not_held(
+    context: SetContext, manifest: Manifest, name: str | None, at: Range, kind: type[CopyError] = CopyError
+) -> CopyError:
     who = "The set" if name is None else f"Copy {name}"
-    return CopyError(
+    return kind(
         f"{who} does not hold what was written to it at offset {at.offset}.",
         remedy=f"Look at its storage. What every copy held before is saved: 'qorumctl resolve {context.name} --undo "
         f"{manifest.id}' restores it, and a scrub tells how the copies are now.",

@@ -19,7 +19,7 @@ from qorumctl.controller.live import reached
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.core.ranges import SECTOR_BYTES, Range, split, subtract, total_bytes
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import CopyError, RefusedError, StoreError, UsageError
+from qorumctl.errors import CopyError, CopyWriteError, RefusedError, StoreError, UsageError
 from qorumctl.model.evidence import Manifest, ResolvedCopy, ResolveReport, SavedCopy
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import Store, saved
@@ -175,9 +175,7 @@ def undo(
             mine = _save(context, spec, names, manifest)
             report = plan(context, manifest, names, mine.id)
             maintenance.put(store, maintenance.Note("writing", mine.id))
-            write_each(context, spec, quorum, fence.run, mine)
-            note_undone(context, mine)
-            found = conclude(context, store, mine)
+            found = write_back(context, spec, quorum, fence.run, store, mine, conclude)
         finally:
             fence.run(maintenance.come_back(context, spec, quorum, store))
     return report if found else report.model_copy(update={"finding": None})
@@ -264,6 +262,37 @@ def check_untouched(context: SetContext, manifest: Manifest, names: Sequence[str
                         )
 
 
+def write_back(
+    context: SetContext,
+    spec: SetSpec,
+    quorum: QuorumSet,
+    run: Run,
+    store: Store,
+    manifest: Manifest,
+    conclude: Callable[[SetContext, Store, Manifest], bool],
+) -> bool:
+    """Whether the finding is on record still. It is open from before the first copy is written, whatever fails then:
+    one that is called resolved must be."""
+    if not is_resolved_by(context, manifest):
+        conclude(context, store, manifest)
+    with marked(store):
+        write_each(context, spec, quorum, run, manifest)
+    note_undone(context, manifest)
+    return conclude(context, store, manifest)
+
+
+@contextmanager
+def marked(store: Store) -> Iterator[None]:
+    """A copy that has failed a write or a flush which no guest has made is told of by no event; it may have lost what
+    guests had written before, too (invariant 8)."""
+    try:
+        yield
+    except CopyWriteError as error:
+        if error.copy is not None:
+            store.suspect([error.copy], missed=True, why="a write of 'resolve' failed", failed=True)
+        raise
+
+
 def write_each(context: SetContext, spec: SetSpec, quorum: QuorumSet, run: Run, manifest: Manifest) -> None:
     """To each copy what it held, flushed and read back, outside the quorum."""
     wanted = target(context, manifest)
@@ -281,9 +310,9 @@ def write_each(context: SetContext, spec: SetSpec, quorum: QuorumSet, run: Run, 
             try:
                 for part in ranges:
                     if not link.write(part.offset, _read(files[name], wanted, part)):
-                        raise _not_held(context, manifest, name, part)
+                        raise _not_held(context, manifest, name, part, CopyWriteError)
                 if not link.flush():
-                    raise _not_held(context, manifest, name, ranges[0])
+                    raise _not_held(context, manifest, name, ranges[0], CopyWriteError)
                 for part in ranges:
                     held = link.read(part)
                     if held is None or bytes(held) != _read(files[name], wanted, part):
@@ -343,8 +372,10 @@ def _refused(context: SetContext, message: str, remedy: str = "Look at it again.
     return RefusedError(message, remedy=f"Nothing was written. {remedy}", set_name=context.name)
 
 
-def _not_held(context: SetContext, manifest: Manifest, name: str, at: Range) -> CopyError:
-    return CopyError(
+def _not_held(
+    context: SetContext, manifest: Manifest, name: str, at: Range, kind: type[CopyError] = CopyError
+) -> CopyError:
+    return kind(
         f"Copy {name} does not hold what was written to it at offset {at.offset}.",
         remedy=f"Look at its storage, and repeat the command. What every copy held is saved as {manifest.id}.",
         set_name=context.name,
