@@ -23,7 +23,10 @@ def finding(database: Database, finding_id: int) -> tuple[int, FindingDocument] 
 
 def settle(database: Database, finding_id: int, at: Range, action: Action) -> bool:
     """Whether there is such a finding, without a majority and of exactly this range; it has this action then. A record
-    that was lost and begun anew counts from 1 again: another finding may have this id."""
+    that was lost and begun anew counts from 1 again: another finding may have this id.
+
+    Each scrub finds anew what is left, under another id: what lies within a range that is resolved is resolved, too.
+    """
     with database.write() as connection:
         row = connection.execute("SELECT run, action FROM findings WHERE id = ?", (finding_id,)).fetchone()
         changed = connection.execute(
@@ -32,6 +35,12 @@ def settle(database: Database, finding_id: int, at: Range, action: Action) -> bo
             " WHERE id = ? AND start = ? AND length = ? AND verdict = ?",
             (action, finding_id, at.offset, at.length, _OF_VERDICT),
         ).rowcount
+        if changed and action is Action.RESOLVED:
+            connection.execute(
+                "UPDATE findings SET action = ? WHERE verdict = ? AND action IN ('left', 'failed')"
+                " AND start >= ? AND start + length <= ?",
+                (action, _OF_VERDICT, at.offset, at.end),
+            )
         if changed and row["action"] != action:
             announcing.findings(database, connection, row["run"], [finding_id], now())
     return bool(changed)

@@ -66,3 +66,13 @@ async def test_a_copy_that_fails_a_flush_has_missed_a_write(
     monkeypatch.undo()
     assert await missed() == [False, False, True]
     assert await is_served(live)
+
+
+async def test_what_was_found_again_under_other_numbers_is_resolved_with_it(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    _, finding = await tied(live)
+    (again,) = (await live.scrub()).findings
+    assert again.id != finding
+    done = await decide(live, finding)
+    assert (done.state, action(live)) == ("healthy", "resolved")
+    assert (await undo(live, done.id)).state == "damaged"
