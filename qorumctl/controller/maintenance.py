@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from qorumctl.controller.context import SetContext
 from qorumctl.daemon.quorum_set import QuorumSet
-from qorumctl.errors import StoreError
+from qorumctl.errors import QorumError, RefusedError, StoreError
 from qorumctl.logbook import warn
 from qorumctl.model.spec import SetSpec
 from qorumctl.store import Store
@@ -72,16 +72,20 @@ def forget(context: SetContext, store: Store) -> str | None:
 
 
 async def withdraw(context: SetContext, quorum: QuorumSet, store: Store, *, force: bool) -> None:
-    """RefusedError while a guest is connected, unless `force`; the volume is as it was then."""
+    """RefusedError while a guest is connected, unless `force`. Whatever it raises, the volume is as it was then, or
+    comes back with the next command: one that is still shutting down cannot be exported anew."""
     put(store, Note("withdrawing"))
     try:
         await quorum.withdraw_volume(force=force)
-    except BaseException:
-        if (await quorum.describe()).volume_exported:
-            put(store, None)
+        # What was in flight when it went is on all copies.
+        await quorum.kick()
+    except RefusedError:
+        put(store, None)
         raise
-    # What was in flight when it went is on all copies.
-    await quorum.kick()
+    except BaseException:
+        with contextlib.suppress(QorumError):
+            await quorum.export_volume()
+        raise
 
 
 async def come_back(context: SetContext, spec: SetSpec, quorum: QuorumSet, store: Store) -> None:

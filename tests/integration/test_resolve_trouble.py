@@ -76,3 +76,20 @@ async def test_what_was_found_again_under_other_numbers_is_resolved_with_it(live
     done = await decide(live, finding)
     assert (done.state, action(live)) == ("healthy", "resolved")
     assert (await undo(live, done.id)).state == "damaged"
+
+
+async def test_a_drain_that_hangs_leaves_no_guest_without_a_volume(
+    live_set: LiveSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    _, finding = await tied(live)
+
+    async def hangs(_: object) -> None:
+        raise DaemonStalledError("The daemon waits for a copy that hangs.")
+
+    monkeypatch.setattr(QuorumSet, "kick", hangs)
+    with pytest.raises(DaemonStalledError):
+        await decide(live, finding)
+    monkeypatch.undo()
+    assert await is_served(live)
+    assert (await decide(live, finding)).state == "healthy"
