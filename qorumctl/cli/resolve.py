@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qorumctl.cli import exit_codes
 from qorumctl.cli.grammar import AsJson, SetName, Verbose
 from qorumctl.cli.outlet import Outlet, outlet_of
 from qorumctl.errors import RefusedError, UsageError
@@ -58,14 +61,37 @@ def resolve(
     sets = QuorumSets()
     request = ResolveRequest(finding, decision, undo, dry_run=dry_run, force=force)
     if not dry_run and not yes:
-        shown = asyncio.run(sets.resolve(name, replace(request, dry_run=True)))
+        shown = _run(sets.resolve(name, replace(request, dry_run=True)))
         _confirm(outlet, shown)
         request = replace(request, expected_plan=shown.plan)
-    done = asyncio.run(sets.resolve(name, request))
+    done = _run(sets.resolve(name, request))
     if dry_run or yes:
         for text in done.warnings:
             outlet.warning(text)
     outlet.document(done, *render_evidence.resolved(done))
+
+
+def _run(work: Coroutine[Any, Any, ResolveReport]) -> ResolveReport:
+    """SIGTERM, or a terminal that is gone, is as Ctrl-C: what was begun ends in order, and guests get their volume back
+    now, and not with the next command."""
+    ended_by: list[int] = []
+
+    async def steered() -> ResolveReport:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+        def end(number: int) -> None:
+            ended_by.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                loop.add_signal_handler(number, end, number)
+        return await task
+
+    try:
+        return asyncio.run(steered())
+    except asyncio.CancelledError:
+        raise typer.Exit(exit_codes.of_signal(ended_by[0]) if ended_by else exit_codes.INTERRUPTED) from None
 
 
 def _confirm(outlet: Outlet, shown: ResolveReport) -> None:

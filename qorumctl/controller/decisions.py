@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import ParamSpec
 
 from qorumctl.controller import (
     detaching,
@@ -24,6 +26,8 @@ from qorumctl.controller.set_access import at_work
 from qorumctl.errors import DaemonGoneError, UsageError
 from qorumctl.model.evidence import ResolveReport
 from qorumctl.store import saved
+
+P = ParamSpec("P")
 
 
 async def carry_out(context: SetContext, request: ResolveRequest, control: ScrubControl) -> ResolveReport:
@@ -47,7 +51,8 @@ async def _look(
     _refuse_stopped(context)
     spec = serving.spec_in_force(context)
     async with context.control() as monitor:
-        names = (await context.quorum(spec, monitor).describe()).copies
+        # Of one that was killed copies may still be out: what would be written is known when that is settled.
+        names = (await detaching.assembled(context, context.quorum(spec, monitor))).copies
     if decision is not None and request.finding is not None:
         return await in_a_thread(control, resolving.plan, context, spec, names, request.finding, decision, control)
     assert request.undo is not None
@@ -76,7 +81,7 @@ async def _do(
         for name in names:
             await quorum.children.export(name)
         if decision is not None and request.finding is not None:
-            return await in_a_thread(
+            return await _to_its_end(
                 control,
                 resolving.resolve,
                 context,
@@ -93,7 +98,7 @@ async def _do(
         assert request.undo is not None
         manifest = await asyncio.to_thread(restoring.manifest_of, context, spec, request.undo)
         restoring.check_possible(context, spec, manifest, names)
-        return await in_a_thread(
+        return await _to_its_end(
             control,
             restoring.undo,
             context,
@@ -106,6 +111,24 @@ async def _do(
             expected=expected,
             force=force,
         )
+
+
+async def _to_its_end(
+    control: ScrubControl, work: Callable[P, ResolveReport], *arguments: P.args, **keys: P.kwargs
+) -> ResolveReport:
+    """As `in_a_thread`. Interrupted when the copies were being written, it is done all the same, and whoever has done
+    that must know of it, and under which number it is undone."""
+    done: list[ResolveReport] = []
+
+    def noted() -> None:
+        done.append(work(*arguments, **keys))
+
+    try:
+        await in_a_thread(control, noted)
+    except asyncio.CancelledError:
+        if not done:
+            raise
+    return done[0]
 
 
 def _refuse_stopped(context: SetContext) -> None:

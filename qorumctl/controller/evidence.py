@@ -17,7 +17,7 @@ from qorumctl.controller.observer import ScrubControl
 from qorumctl.core.bitwise import Likelihood, Survey, majority
 from qorumctl.core.ranges import SECTOR_BYTES, Range, split
 from qorumctl.core.vote import NoMajority
-from qorumctl.errors import QorumError
+from qorumctl.errors import QorumError, RefusedError
 from qorumctl.model.evidence import Bitwise, CopyEvidence, Evidence, Row
 from qorumctl.model.report import FindingDocument
 from qorumctl.model.spec import SetSpec
@@ -36,10 +36,19 @@ async def evidence(
     if context.pid() is not None:
         spec = serving.spec_in_force(context)
         async with context.control() as monitor:
-            present = (await context.quorum(spec, monitor).describe()).copies
-        told = await in_a_thread(control, _read, context, spec, present, run, finding, most_rows, from_bytes, control)
-        return told.model_copy(update={"state": (await inspection.status(context)).state})
+            state = await context.quorum(spec, monitor).describe()
+        if state.assembled:
+            told = await in_a_thread(
+                control, _read, context, spec, state.copies, run, finding, most_rows, from_bytes, control
+            )
+            return told.model_copy(update={"state": (await inspection.status(context)).state})
     with context.lock("report --finding"):
+        if await serving.is_up(context):
+            raise RefusedError(
+                f"{context.name} was started a moment ago.", remedy="Repeat the command.", set_name=context.name
+            )
+        # Of a command that was killed: it serves nobody.
+        await serving.end_leftover(context)
         spec = context.spec()
         vetting.vet(context, spec, takeover=False)
         serving.prepare_directories(context)

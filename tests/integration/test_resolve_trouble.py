@@ -93,3 +93,69 @@ async def test_a_drain_that_hangs_leaves_no_guest_without_a_volume(
     monkeypatch.undo()
     assert await is_served(live)
     assert (await decide(live, finding)).state == "healthy"
+
+
+async def test_what_killed_commands_left_is_said_or_settled(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    _, finding = await tied(live)
+    # An export: what it left would be settled by ending the daemon, were the volume withdrawn by then.
+    note = live.directories.state_dir(NAME) / export_target._NAME
+    note.write_text(json.dumps({"temporary": "/nonexistent", "inode": 1, "format": "raw", "size": SIZE}))
+    done = await decide(live, finding)
+    assert not note.exists()
+    # An undo, while a copy is out: nobody has to bring it back by hand.
+    live.dies_at("restoring:NbdLink", "resolve", NAME, "--undo", str(done.id), "--yes")
+    with pytest.raises(DaemonGoneError, match="an earlier command did not finish"):
+        await undo(live, done.id, dry_run=True)
+    await live.start()
+    assert (await is_served(live), action(live)) == (True, "left")
+    # A look at a stopped set: its daemon serves nobody.
+    await live.sets.stop(NAME)
+    live.dies_at("evidence:_read", "report", NAME, "--finding", str(finding))
+    with pytest.raises(DaemonGoneError, match="an earlier command did not finish"):
+        await decide(live, finding, dry_run=True)
+    assert (await live.sets.evidence(NAME, finding)).tied_sectors == 1
+
+
+_SIGNALLED = """
+import os, signal, sys, threading
+from qorumctl.controller import resolving
+from qorumctl.controller.observer import ScrubControl
+place, number = sys.argv.pop(1), signal.Signals[sys.argv.pop(1)]
+# Whoever runs the tests may ignore it (nohup).
+signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+step, stop, heard = getattr(resolving, place), ScrubControl.stop, threading.Event()
+def stopping(*arguments):
+    stop(*arguments)
+    heard.set()
+def signalled(*arguments, **keys):
+    os.kill(os.getpid(), number)
+    heard.wait()
+    return step(*arguments, **keys)
+ScrubControl.stop = stopping
+setattr(resolving, place, signalled)
+from qorumctl.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+async def test_a_signal_ends_it_in_order_and_what_was_written_is_told(
+    live_set: LiveSets, number: str, code: int
+) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow, finding = await tied(live)
+    damaged = images(live)
+
+    def signalled(place: str) -> subprocess.CompletedProcess[str]:
+        line = ["--json", "resolve", NAME, "--finding", str(finding), "--with", "bitwise", "--yes"]
+        command = [sys.executable, "-c", _SIGNALLED, place, number, *line]
+        return subprocess.run(
+            command, env=live.environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        )
+
+    ended = signalled("_save")
+    assert (ended.returncode, images(live) == damaged, await is_served(live)) == (code, True, True), ended.stderr
+    ended = signalled("write_alike")
+    assert (ended.returncode, json.loads(ended.stdout)["id"]) == (0, 1), ended.stderr
+    assert (all(live.equal_to(shadow).values()), await is_served(live)) == (True, True)
