@@ -25,7 +25,7 @@ def settle(database: Database, finding_id: int, at: Range, action: Action) -> bo
     """Whether there is such a finding, without a majority and of exactly this range; it has this action then. A record
     that was lost and begun anew counts from 1 again: another finding may have this id.
 
-    Each scrub finds anew what is left, under another id: what lies within a range that is resolved is resolved, too.
+    Each scrub finds anew what is left, under another id: what lies within the range is resolved, or open, with it.
     """
     with database.write() as connection:
         row = connection.execute("SELECT run, action FROM findings WHERE id = ?", (finding_id,)).fetchone()
@@ -35,10 +35,11 @@ def settle(database: Database, finding_id: int, at: Range, action: Action) -> bo
             " WHERE id = ? AND start = ? AND length = ? AND verdict = ?",
             (action, finding_id, at.offset, at.length, _OF_VERDICT),
         ).rowcount
-        if changed and action is Action.RESOLVED:
+        if changed:
+            was = "= 'resolved'" if action is Action.LEFT else "IN ('left', 'failed')"
             connection.execute(
-                "UPDATE findings SET action = ? WHERE verdict = ? AND action IN ('left', 'failed')"
-                " AND start >= ? AND start + length <= ?",
+                "UPDATE findings SET action = ?, newest_run = (SELECT max(id) FROM runs)"  # noqa: S608 - constants
+                f" WHERE verdict = ? AND action {was} AND start >= ? AND start + length <= ?",
                 (action, _OF_VERDICT, at.offset, at.end),
             )
         if changed and row["action"] != action:
