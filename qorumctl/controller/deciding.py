@@ -42,7 +42,9 @@ class Decision:
         raise UsageError(f"'{text}' is no decision.", remedy="Use copy=NAME, bitwise, or file=PATH.")
 
     def __str__(self) -> str:
-        return "bitwise" if self.kind == "bitwise" else f"{self.kind}={self.value}"
+        # Names of files are bytes, and what is told of them is UTF-8.
+        value = self.value.encode(errors="backslashreplace").decode()
+        return "bitwise" if self.kind == "bitwise" else f"{self.kind}={value}"
 
 
 @contextmanager
