@@ -60,7 +60,9 @@ async def _look(
     restoring.check_possible(context, spec, manifest, names)
     if not request.force:
         await in_a_thread(control, restoring.check_untouched, context, manifest, names)
-    return await in_a_thread(control, restoring.plan, context, manifest, names)
+    lost = await in_a_thread(control, restoring.forced, context, manifest, names) if request.force else []
+    report = await in_a_thread(control, restoring.plan, context, manifest, names)
+    return report.model_copy(update={"warnings": [*lost, *report.warnings]})
 
 
 async def _do(

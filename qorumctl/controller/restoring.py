@@ -167,6 +167,7 @@ def undo(
     with context.store() as store, reached(context, spec, quorum, loop) as (fence, _):
         fence.run(maintenance.withdraw(context, quorum, store, force=force))
         try:
+            lost = forced(context, manifest, names) if force else []
             if not force:
                 check_untouched(context, manifest, names)
             planned = plan(context, manifest, names)
@@ -178,7 +179,8 @@ def undo(
             found = write_back(context, spec, quorum, fence.run, store, mine, conclude)
         finally:
             fence.run(maintenance.come_back(context, spec, quorum, store))
-    return report if found else report.model_copy(update={"finding": None})
+    told = report.model_copy(update={"warnings": [*lost, *report.warnings]})
+    return told if found else told.model_copy(update={"finding": None})
 
 
 def _save(context: SetContext, spec: SetSpec, names: Sequence[str], undone: Manifest) -> Manifest:
@@ -235,8 +237,25 @@ def restored_ranges(manifest: Manifest, name: str) -> list[Range]:
 
 
 def check_untouched(context: SetContext, manifest: Manifest, names: Sequence[str]) -> None:
-    """RefusedError where a sector of a copy holds neither what it held before nor what was written to it: somebody has
-    written there since. One that cannot be read says nothing."""
+    """RefusedError where guests have written since."""
+    if (at := written_since(context, manifest, names)) is not None:
+        raise _refused(
+            context,
+            f"Guests have written since, at offset {at} of {context.name}: that would be lost.",
+            "With --force it is: what the copies hold now is saved, too.",
+        )
+
+
+def forced(context: SetContext, manifest: Manifest, names: Sequence[str]) -> list[str]:
+    """What is to be said where nobody asks `check_untouched`: --force cuts off guests, too, and may be meant so."""
+    at = written_since(context, manifest, names)
+    words = f"Guests have written since, at offset {at}: that is lost. What the copies hold now is saved, too."
+    return [] if at is None else [words]
+
+
+def written_since(context: SetContext, manifest: Manifest, names: Sequence[str]) -> int | None:
+    """Where a sector of a copy holds neither what it held before nor what was written to it. One that cannot be read
+    says nothing."""
     with ExitStack() as stack:
         before = stack.enter_context(_saved_files(context, manifest))
         if manifest.chosen is not None:
@@ -254,12 +273,8 @@ def check_untouched(context: SetContext, manifest: Manifest, names: Sequence[str
                     held = bytes(seen.data[sector.offset : sector.end])
                     known = (old[sector.offset : sector.end], new[sector.offset : sector.end])
                     if held not in known and not any(r.overlaps(sector) for r in seen.unreadable):
-                        raise _refused(
-                            context,
-                            f"Guests have written since, at offset {part.offset + sector.offset} of {context.name}: "
-                            "that would be lost.",
-                            "With --force it is: what the copies hold now is saved, too.",
-                        )
+                        return part.offset + sector.offset
+    return None
 
 
 def write_back(
@@ -273,6 +288,8 @@ def write_back(
 ) -> bool:
     """Whether the finding is on record still. It is open from before the first copy is written, whatever fails then:
     one that is called resolved must be."""
+    # Once more: where this finishes what was killed, nobody has looked at them since.
+    saved.check_whole(context.state_dir, target(context, manifest))
     if not is_resolved_by(context, manifest):
         conclude(context, store, manifest)
     with marked(store):

@@ -13,8 +13,10 @@ from qorumctl.controller import export_target, resolving, restoring
 from qorumctl.copies.nbd_link import NbdLink
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import CopyError, DaemonGoneError, DaemonStalledError, StoreError
-from tests.integration.harness import NAME, LiveSet
-from tests.integration.test_resolve import SIZE, action, decide, images, is_served, tied, undo
+from qorumctl.store import saved
+from tests.integration.absence import write
+from tests.integration.harness import NAME, SECTOR, LiveSet
+from tests.integration.test_resolve import AT, SIZE, action, decide, images, is_served, tied, undo
 
 pytestmark = pytest.mark.live
 LiveSets = Callable[..., LiveSet]
@@ -115,6 +117,28 @@ async def test_what_killed_commands_left_is_said_or_settled(live_set: LiveSets) 
     with pytest.raises(DaemonGoneError, match="an earlier command did not finish"):
         await decide(live, finding, dry_run=True)
     assert (await live.sets.evidence(NAME, finding)).tied_sectors == 1
+
+
+async def test_force_that_was_meant_for_guests_tells_what_else_it_costs(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow, finding = await tied(live)
+    done = await decide(live, finding)
+    assert (await undo(live, done.id, dry_run=True, force=True)).warnings == []
+    write(live, shadow, at=AT, data=b"g" * SECTOR)
+    for dry in (True, False):
+        (told,) = (await undo(live, done.id, dry_run=dry, force=True)).warnings
+        assert told.startswith(f"Guests have written since, at offset {AT}: that is lost.")
+
+
+async def test_saved_contents_that_were_damaged_since_the_kill_are_not_written(live_set: LiveSets) -> None:
+    live = live_set(size_bytes=SIZE)
+    shadow, finding = await tied(live)
+    done = await decide(live, finding)
+    live.dies_at("restoring:NbdLink", "resolve", NAME, "--undo", str(done.id), "--yes")
+    file = saved.directory(live.directories.state_dir(NAME), 1) / "copy-b.bin"
+    file.write_bytes(b"x" * SECTOR)
+    await live.start()
+    assert (all(live.equal_to(shadow).values()), await is_served(live)) == (True, True)
 
 
 _SIGNALLED = """
