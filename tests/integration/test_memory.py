@@ -20,7 +20,7 @@ APART = 40 << 9
 """Further than what is read and voted on together."""
 SIZE = FINDINGS * APART
 ALLOWED_MIB = 28
-"""A batch with its evidence is 18 to 22 MiB, however many batches there are. When a report held all that was found, 4,000
+"""A batch with its evidence is 18 to 22 MiB, however many there are. When a report held all that was found, 4,000
 findings were 34 MiB, and 16,000 were 109 (docs/performance.md)."""
 
 
