@@ -117,9 +117,9 @@ class LiveSet:
         """Copy -> whether its raw image holds exactly this."""
         return {copy: self.contents(copy) == bytes(shadow) for copy in "abcdefghi"[: len(self.sources)]}
 
-    def cli(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    def cli(self, *arguments: str, full_speed: bool = True, **options: Any) -> subprocess.Popen[bytes]:
         """A qorumctl process of its own; a scrub, as `scrub`, at full speed unless a rate is given."""
-        if "scrub" in arguments and "--rate" not in arguments:
+        if full_speed and "scrub" in arguments and "--rate" not in arguments:
             arguments = (*arguments, "--rate", "max")
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.DEVNULL)

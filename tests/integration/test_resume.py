@@ -183,7 +183,7 @@ async def test_an_edited_rate_counts_at_the_next_scrub(live_set: LiveSets) -> No
     live = await running(live_set)
     definition = live.directories.definition_path(NAME)
     definition.write_text(definition.read_text().replace("[scrub]", '[scrub]\nrate = "8MiB/s"'))
-    scrub = live.cli("--json", "scrub", NAME)
+    scrub = live.cli("--json", "scrub", NAME, full_speed=False)
     # At full speed 32 MiB are compared before anybody could ask for a pause.
     wait_for(lambda: live.sets.history(NAME).runs, "the scrub")
     assert not (await live.sets.status([NAME])).sets[0].definition_differs
