@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Literal
 
 from qorumctl import identity, image_use, images
+from qorumctl.controller import intent
 from qorumctl.controller.background import in_thread
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.serving import end_leftover, is_up
 from qorumctl.daemon import jobs, sink
 from qorumctl.daemon.client import Monitor
-from qorumctl.errors import CommandError, QorumError, RefusedError, StoreError, UsageError
+from qorumctl.errors import CommandError, QorumError, RefusedError, UsageError
 from qorumctl.explain import reason_of
-from qorumctl.files import read_bounded, reason, sync_directory, write_atomically
+from qorumctl.files import read_bounded, reason, sync_directory
 from qorumctl.model.spec import CopySpec, FileSource, SetSpec
 from qorumctl.units import format_size
 
@@ -120,11 +121,15 @@ def _vet_space(spec: SetSpec, directory: Path) -> None:
 def make(context: SetContext, target: Target, size_bytes: int) -> int:
     """The file, empty, noted before. Returns its descriptor, which the caller closes. RefusedError, StoreError."""
     _note(context, target, size_bytes, None)
+    descriptor = None
     try:
         descriptor = images.create_exclusive(str(target.temporary), size_bytes, target.format)
         _note(context, target, size_bytes, os.fstat(descriptor).st_ino)
     except BaseException:
-        _note_path(context).unlink(missing_ok=True)
+        if descriptor is not None:
+            remove(target, descriptor)
+            os.close(descriptor)
+        conclude(context)
         raise
     return descriptor
 
@@ -211,12 +216,7 @@ async def drop_job(context: SetContext, monitor: Monitor) -> None:
 
 def conclude(context: SetContext) -> None:
     """Nothing of it is left. Idempotent; raises StoreError."""
-    path = _note_path(context)
-    try:
-        path.unlink(missing_ok=True)
-        sync_directory(context.state_dir)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be removed: {reason(error)}.", remedy="Remove it.", path=str(path)) from None
+    intent.conclude(_note_path(context))
 
 
 def remove(target: Target, descriptor: int) -> None:
@@ -225,12 +225,8 @@ def remove(target: Target, descriptor: int) -> None:
 
 
 def _note(context: SetContext, target: Target, size_bytes: int, inode: int | None) -> None:
-    path = _note_path(context)
     note = {"temporary": str(target.temporary), "format": target.format, "size": size_bytes, "inode": inode}
-    try:
-        write_atomically(path, json.dumps(note).encode(), 0o600)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {reason(error)}.", remedy="Check it.", path=str(path)) from None
+    intent.write(_note_path(context), note)
 
 
 def _note_path(context: SetContext) -> Path:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qorumctl import definitions, image_use, images
-from qorumctl.controller import vetting
+from qorumctl.controller import intent, vetting
 from qorumctl.controller.context import SetContext
 from qorumctl.controller.observer import Observer, ScrubControl, Silent
 from qorumctl.controller.returning import Interrupted, Teller
@@ -36,7 +36,7 @@ from qorumctl.daemon.client import Monitor
 from qorumctl.daemon.graph import copy_node
 from qorumctl.daemon.quorum_set import QuorumSet
 from qorumctl.errors import CommandError, CopyError, QorumError, RefusedError, StoreError
-from qorumctl.files import read_bounded, reason, sync_directory, write_atomically
+from qorumctl.files import read_bounded, reason
 from qorumctl.logbook import warn
 from qorumctl.model.spec import CopySpec, DeviceSource, FileSource, SetSpec
 from qorumctl.model.status import Result
@@ -330,12 +330,8 @@ def _has(source: FileSource, size_bytes: int) -> bool:
 
 
 def _write(context: SetContext, note: _Note) -> None:
-    path = _path(context)
     content = {"schema": _SCHEMA, "uuid": note.uuid, "from": note.old_bytes, "to": note.new_bytes}
-    try:
-        write_atomically(path, json.dumps(content).encode(), 0o600)
-    except OSError as error:
-        raise _failed(path, error) from error
+    intent.write(_path(context), content)
 
 
 def _read(context: SetContext) -> _Note | None:
@@ -357,24 +353,15 @@ def _read(context: SetContext) -> _Note | None:
             path=str(path),
         ) from None
     except OSError as error:
-        raise _failed(path, error) from error
+        raise intent.failed(path, error) from error
 
 
 def _conclude(context: SetContext) -> None:
-    path = _path(context)
-    try:
-        path.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise _failed(path, error) from error
+    intent.conclude(_path(context))
 
 
 def _path(context: SetContext) -> Path:
     return context.state_dir / vetting.GROWING
-
-
-def _failed(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path} cannot be used: {reason(error)}.", remedy="Check its rights.", path=str(path))
 
 
 def _unwritten(copy: CopySpec) -> CopyError:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qorumctl import identity, image_use
+from qorumctl.controller import intent
 from qorumctl.controller.context import SetContext
-from qorumctl.errors import QorumError, StoreError
-from qorumctl.files import read_bounded, reason, sync_directory, write_atomically
+from qorumctl.errors import QorumError
+from qorumctl.files import read_bounded
 from qorumctl.model.spec import FileSource, SetSpec
 
 _SCHEMA = "qorum.creating/1"
@@ -40,27 +41,18 @@ def announce(
     context: SetContext, spec: SetSpec, *, makes_images: bool, inodes: Mapping[str, int] | None = None
 ) -> None:
     """Before the first file is made; of an import again, with `inodes`, before the first byte. Raises StoreError."""
-    path = _path(context)
     content = {
         "schema": _SCHEMA,
         "definition": spec.model_dump(mode="json"),
         "makes_images": makes_images,
         "inodes": dict(inodes or {}),
     }
-    try:
-        write_atomically(path, json.dumps(content).encode(), 0o600)
-    except OSError as error:
-        raise _failed(path, error) from error
+    intent.write(_path(context), content)
 
 
 def conclude(context: SetContext) -> None:
     """After the definition stands, or all was taken back. Idempotent; raises StoreError."""
-    path = _path(context)
-    try:
-        path.unlink(missing_ok=True)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise _failed(path, error) from error
+    intent.conclude(_path(context))
 
 
 def is_pending(context: SetContext) -> bool:
@@ -98,7 +90,7 @@ def _take_back_image(source: FileSource, announced: _Announcement) -> None:
         try:
             Path(source.path).unlink(missing_ok=True)
         except OSError as error:
-            raise _failed(Path(source.path), error) from error
+            raise intent.failed(Path(source.path), error) from error
     # Also where there is none yet: the kill may have come while it was written.
     identity.remove(source.path)
 
@@ -127,12 +119,8 @@ def _read(context: SetContext) -> _Announcement | None:
         # Another version's. Nothing is removed on a guess; what stands in the way is named by `create`.
         return None
     except OSError as error:
-        raise _failed(path, error) from error
+        raise intent.failed(path, error) from error
 
 
 def _path(context: SetContext) -> Path:
     return context.announcement_path
-
-
-def _failed(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path} cannot be used: {reason(error)}.", remedy="Check its rights.", path=str(path))

@@ -37,8 +37,6 @@ from qorumctl.store import Store, saved
 from qorumctl.store.records import now
 from qorumctl.units import MIB
 
-__all__ = ["Decision", "complete", "plan", "resolve"]
-
 
 def plan(
     context: SetContext, spec: SetSpec, names: Sequence[str], finding_id: int, decision: Decision, control: ScrubControl

@@ -122,12 +122,7 @@ async def _start(
             pid = context.pid()
         # Before guests are let in: a time in which nobody listens makes every copy suspect.
         unheard = None if pid is None else await watcher.ensure(context, pid)
-        with context.store() as store:
-            # First: a note beside a volume that was served is of a command on this very daemon.
-            cut_short = maintenance.forget(context, store)
-            # On record before the export: what a killed stop has withdrawn was served all the same.
-            context.note_served(store, True)
-            context.note_written_through(store, spec)
+        cut_short = _note_served(context, spec)
         attempt.guests_let_in = True
         await quorum.export_volume()
     telling.started(spec.name)
@@ -141,6 +136,17 @@ async def _start(
         warnings=[*absences.left_out_words(spec, absent), *filter(None, [lost, cut_short]), *warnings],
         recovery=recovery.run if recovery else None,
     )
+
+
+def _note_served(context: SetContext, spec: SetSpec) -> str | None:
+    """On record before the export: what a killed stop has withdrawn was served all the same. Returns what is to be said
+    of a decision that was cut short."""
+    with context.store() as store:
+        # First: a note beside a volume that was served is of a command on this very daemon.
+        cut_short = maintenance.forget(context, store)
+        context.note_served(store, True)
+        context.note_written_through(store, spec)
+    return cut_short
 
 
 def _note_begun(context: SetContext, who: Identity, *, now: bool) -> bool:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from qorumctl.controller import export_target, exporting
+from qorumctl.controller import export_target, exporting, intent
 from qorumctl.controller.observer import ScrubControl, Silent, StopReason
 from qorumctl.controller.options import ExportOptions, ResolveRequest, Timeouts
 from qorumctl.controller.voted import MARKER
 from qorumctl.core.ranges import Range
 from qorumctl.daemon import process
 from qorumctl.daemon.sink import SinkPaths
-from qorumctl.errors import CopyError, QorumError, RefusedError
+from qorumctl.errors import CopyError, QorumError, RefusedError, StoreError
 from qorumctl.model.export import ExportReport
 from tests.attack import Attack
 from tests.integration.harness import NAME, SECTOR, LiveSet
@@ -69,6 +70,29 @@ def nothing_is_left(live: LiveSet, place: Path, *names: str) -> None:
     assert sorted(path.name for path in place.iterdir()) == sorted(names)
     assert process.find_pid(SinkPaths(live.runtime.directory)) is None
     assert not (live.directories.state_dir(NAME) / "exporting.json").exists()
+
+
+async def test_a_state_that_can_no_longer_be_written_to_leaves_no_file(
+    live_set: LiveSets, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is made by then, and noted without its inode: nobody could remove it later."""
+    live = live_set(size_bytes=2 * MIB)
+    await filled(live)
+    write = intent.write
+
+    def full(path: Path, values: Mapping[str, object]) -> None:
+        if values["inode"] is not None:
+            raise intent.failed(path, OSError(errno.ENOSPC, "No space left on device"))
+        write(path, values)
+
+    monkeypatch.setattr(intent, "write", full)
+    opened = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(StoreError, match=r"exporting\.json cannot be used"):
+        await export(live, place / "out.img")
+    nothing_is_left(live, place)
+    assert len(os.listdir("/proc/self/fd")) == opened
+    monkeypatch.undo()
+    assert (await export(live, place / "out.img")).exported
 
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
